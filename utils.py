@@ -1,0 +1,104 @@
+"""Losses, layers and the optimiser step that the networks of `maml.py` are made of (original: utils.py)."""
+import tensorflow as tf
+
+BATCH_NORM_EPSILON = 1e-3    # tf.contrib.layers.batch_norm's default (original utils.py:41)
+LAYER_NORM_EPSILON = 1e-12   # tf.contrib.layers.layer_norm's
+FUSED_FROM = 1000            # positions (examples x height x width) from which the fused batch norm is the faster one
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one line that says what is wrong and what to do."""
+
+
+def mse(pred, label):
+    """Mean squared error over all entries, a scalar (original utils.py:48-51)."""
+    return tf.reduce_mean(tf.square(tf.reshape(pred, [-1]) - tf.reshape(label, [-1])))
+
+
+def xent(pred, label, update_batch_size):
+    """Cross entropies of `pred` [examples, classes] with one-hot `label`, SUMMED and divided by K.
+
+    So the support loss is N times the mean over its N*K examples, and the query loss is divided by K too,
+    whatever its own size (original utils.py:53-55; maml.py:136 reduces with a sum).
+    """
+    return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(label, pred)) / update_batch_size
+
+
+def accuracy(pred, label):
+    """Share of rows of `pred` [examples, classes] whose largest entry is the label's, a scalar."""
+    hits = tf.equal(tf.argmax(pred, axis=1), tf.argmax(label, axis=1))
+    return tf.reduce_mean(tf.cast(hits, pred.dtype))
+
+
+def batch_norm(x, beta):
+    """Batch normalisation over all axes but the last, with the statistics of the batch at hand; no scale.
+
+    The variance is written out, or left to the fused operation, because MAML differentiates twice:
+    tf.nn.moments stops the gradient at the mean inside the variance, which leaves the first derivative right
+    and makes the second, so the meta-gradient, wrong by 27-82 % (docs/conformance.md).
+    """
+    positions = x.shape[0] * x.shape[1] * x.shape[2] if x.shape.rank == 4 else 0
+    if positions >= FUSED_FROM and x.dtype == tf.float32:
+        return tf.compat.v1.nn.fused_batch_norm(x, tf.ones_like(beta), beta, epsilon=BATCH_NORM_EPSILON)[0]
+    axes = list(range(x.shape.rank - 1))
+    centred = x - tf.reduce_mean(x, axes)
+    return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axes) + BATCH_NORM_EPSILON) + beta
+
+
+def layer_norm(x, gamma, beta):
+    """Layer normalisation over all axes but the first; gamma and beta have the size of the last axis."""
+    axes = list(range(1, x.shape.rank))
+    centred = x - tf.reduce_mean(x, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), axes, keepdims=True)
+    return centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON) * gamma + beta
+
+
+def normalize(x, weights, norm, scope):
+    """Normalise `x` as `norm` says ('batch_norm', 'layer_norm' or 'None') with the parameters bn/<scope>/… ."""
+    if norm == 'batch_norm':
+        return batch_norm(x, weights[f'bn/{scope}/beta'])
+    if norm == 'layer_norm':
+        return layer_norm(x, weights[f'bn/{scope}/gamma'], weights[f'bn/{scope}/beta'])
+    return x
+
+
+def add_bias(x, bias, norm):
+    """x + bias, except where a batch norm follows and would take it away again (saves 3-7 % of a step)."""
+    return x if norm == 'batch_norm' else x + bias
+
+
+def conv_block(x, weights, layer, norm, max_pool):
+    """3x3 convolution, bias, norm, ReLU, and either stride 2 or a 2x2 max-pool (original utils.py:25-38).
+
+    `x` is [examples, height, width, channels]; `layer` counts from 1, its norm scope is layer - 1.
+    """
+    stride = 1 if max_pool else 2
+    x = add_bias(tf.nn.conv2d(x, weights[f'conv{layer}'], stride, 'SAME'), weights[f'b{layer}'], norm)
+    x = normalize(x, weights, norm, layer - 1)
+    if max_pool:                        # before the ReLU: the two commute, gradients too, and the map is 4 x smaller
+        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
+    return tf.nn.relu(x)
+
+
+class Adam:
+    """Adam with TF1's kernel: step lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon).
+
+    The epsilon stands outside the bias correction. `slots` maps 'm/NAME', 'v/NAME' and 't' to variables.
+    """
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+    def __init__(self, weights, learning_rate):
+        self.learning_rate = learning_rate
+        self.slots = {f'{slot}/{name}': tf.Variable(tf.zeros_like(weight), name=f'{slot}/{name}')
+                      for slot in 'mv' for name, weight in weights.items()}
+        self.slots['t'] = tf.Variable(0, dtype=tf.int64, name='t')
+
+    def apply(self, weights, gradients):
+        """Update the variables of `weights` in place with `gradients`, a dictionary of the same names."""
+        steps = self.slots['t'].assign_add(1)
+        for name, gradient in gradients.items():
+            t = tf.cast(steps, gradient.dtype)
+            tf.raw_ops.ResourceApplyAdam(
+                var=weights[name].handle, m=self.slots[f'm/{name}'].handle, v=self.slots[f'v/{name}'].handle,
+                beta1_power=self.BETA1 ** t, beta2_power=self.BETA2 ** t, lr=self.learning_rate,
+                beta1=self.BETA1, beta2=self.BETA2, epsilon=self.EPSILON, grad=gradient)
