@@ -1,0 +1,122 @@
+"""Checkpoints: one .npz file with weights, both optimisers' slots, the iteration and the seed.
+
+The iteration and the seed are the whole state of the sampler (data_generator.py), so a run goes on from a
+checkpoint exactly as if it had not stopped. Also reads the weights of the original's TF1 checkpoints.
+"""
+import os
+import re
+import zipfile
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from utils import UserError
+
+MAX_TO_KEEP = 10                       # original main.py:294
+
+
+def variables(model):
+    """All variables of a MAML model that a checkpoint holds, by the names that they have in the file."""
+    groups = {'weights': model.weights, 'pretrain_adam': model.pretrain_adam.slots,
+              'metatrain_adam': model.metatrain_adam.slots}
+    return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
+
+
+def save(folder, model, iteration, seed):
+    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten.
+
+    The file is there whole or not at all, whenever the process is killed.
+    """
+    path = os.path.join(folder, f'model{iteration}.npz')
+    with open(path + '.tmp', 'wb') as file:
+        np.savez(file, iteration=iteration, seed=seed, **{k: v.numpy() for k, v in variables(model).items()})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + '.tmp', path)
+    for old in find(folder)[MAX_TO_KEEP:]:
+        os.remove(old)
+    return path
+
+
+def find(folder):
+    """Paths of the checkpoints in `folder`, newest first."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    numbers = sorted((int(m[1]) for m in map(re.compile(r'model(\d+)\.npz').fullmatch, names) if m), reverse=True)
+    return [os.path.join(folder, f'model{number}.npz') for number in numbers]
+
+
+def read(path):
+    """The arrays of a checkpoint; UserError when it cannot be read or is none of ours."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f'{path} cannot be read as a checkpoint ({error}): remove it or name another') from None
+    if 'iteration' not in arrays:
+        raise UserError(f'{path} is not a checkpoint of this program: remove it or name another')
+    return arrays
+
+
+def assign(targets, arrays, path):
+    """Assign `arrays` to the variables `targets` of the same names; all or, with UserError, none."""
+    for name, variable in targets.items():
+        found = arrays[name].shape if name in arrays else None
+        if found != tuple(variable.shape):
+            raise UserError(f'{path} does not fit this network: {name} should be {tuple(variable.shape)} but is '
+                            f'{found or "missing"}: use the flags that it was trained with')
+    for name, variable in targets.items():
+        variable.assign(tf.cast(arrays[name], variable.dtype))
+
+
+def restore(path, model):
+    """Bring `model` to the state in `path`; returns the iteration."""
+    arrays = read(path)
+    assign(variables(model), arrays, path)
+    return int(arrays['iteration'])
+
+
+def restore_latest(folder, model, report=print):
+    """Restore the newest checkpoint in `folder` that is sound; returns (path, iteration), or (None, 0) if none is there.
+
+    Damaged ones are named and passed over; UserError when all are.
+    """
+    paths = find(folder)
+    for path in paths:
+        try:
+            return path, restore(path, model)
+        except UserError as error:
+            report(f'skipped: {error}')
+    if paths:
+        raise UserError(f'no checkpoint in {folder} can be used: remove the folder or choose another --logdir')
+    return None, 0
+
+
+def restore_weights(path, model):
+    """Take the weights alone from one of our checkpoints or from a TF1 checkpoint of the original code.
+
+    A TF1 checkpoint is named by its prefix (…/model59000) or one of its files.
+    """
+    if path.endswith('.npz'):
+        arrays = {k.removeprefix('weights/'): v for k, v in read(path).items() if k.startswith('weights/')}
+    else:
+        arrays = read_tf1(re.sub(r'\.(index|data-\d+-of-\d+)$', '', path), model.weights)
+    assign(model.weights, arrays, path)
+
+
+def read_tf1(prefix, weights):
+    """The original's weights under our names.
+
+    It named conv1 … conv4, w5, b5 and the norms, and left the rest to TensorFlow: model/Variable, Variable_1, … in
+    the order in which they were made (original maml.py:168-208).
+    """
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        stored = reader.get_variable_to_shape_map()
+        named = {name: f'model/{name.removeprefix("bn/")}' for name in weights}
+        unnamed = [name for name in weights if named[name] not in stored and not name.startswith(('bn/', 'update_lr/'))]
+        named.update({name: 'model/Variable' + (f'_{i}' if i else '') for i, name in enumerate(unnamed)})
+        return {name: reader.get_tensor(key) for name, key in named.items() if key in stored}
+    except (tf.errors.OpError, ValueError, RuntimeError):
+        raise UserError(f'{prefix} is neither one of our checkpoints (.npz) nor a TensorFlow checkpoint: check the '
+                        'path') from None

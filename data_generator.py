@@ -1,0 +1,263 @@
+"""Batches of few-shot tasks: sinusoids, Omniglot and MiniImagenet (original: data_generator.py).
+
+A batch is a function of the seed and its number alone, not of the file system, of time or of threads, so the
+iteration number is the whole state of a sampler and a resumed run sees the tasks that it would have seen.
+"""
+import hashlib
+import os
+import pathlib
+import random
+import sys
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from utils import UserError
+
+TRAIN, VALIDATION, TEST = 1, 2, 3          # streams of task draws, part of the random generator's key
+TEST_BATCH = 50                            # tasks of a test that are drawn and evaluated together
+OMNIGLOT_SPLIT = (1100, 100, 423)          # characters for training, validation, test (original :41-54)
+FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
+
+
+def prefetched(batch, first):
+    """batch(first), batch(first + 1), … as a tf.data.Dataset that is drawn ahead of its user.
+
+    `batch` maps a number to a tuple of arrays; all of them have the shapes and types of batch(first).
+    """
+    like = batch(first)
+
+    def draw(number):
+        arrays = tf.numpy_function(batch, [number], [array.dtype for array in like])
+        return tuple(tf.ensure_shape(array, example.shape) for array, example in zip(arrays, like))
+
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(4)
+
+
+class SinusoidGenerator:
+    """Tasks y = A sin(x - phase), A in [0.1, 5], phase in [0, pi], x in [-5, 5] (the paper, section 5.1).
+
+    Inputs are [tasks, K, 1], or [tasks, K, 3] for the oracle, which sees amplitude and phase too.
+    """
+    amp_range, phase_range, input_range = (0.1, 5.0), (0, np.pi), (-5.0, 5.0)
+    dim_output = 1
+
+    def __init__(self, update_batch_size, meta_batch_size, query=None, oracle=False, block=100, seed=1):
+        self.update_batch_size, self.query = update_batch_size, query or update_batch_size
+        self.meta_batch_size, self.oracle, self.block, self.seed = meta_batch_size, oracle, block, seed
+        self.dim_input = 3 if oracle else 1
+
+    def generate_sinusoid_batch(self, rng, num_tasks, num_samples, input_idx=None):
+        """Draw tasks: inputs and outputs [tasks, samples, 1], amplitudes and phases [tasks] (original :180-192).
+
+        With `input_idx` the inputs from that index on are evenly spaced over the range, for pictures of a fit.
+        """
+        amp = rng.uniform(*self.amp_range, num_tasks)
+        phase = rng.uniform(*self.phase_range, num_tasks)
+        inputs = rng.uniform(*self.input_range, [num_tasks, num_samples, 1])
+        if input_idx is not None:
+            inputs[:, input_idx:, 0] = np.linspace(*self.input_range, num_samples - input_idx)
+        return inputs, amp[:, None, None] * np.sin(inputs - phase[:, None, None]), amp, phase
+
+    def train_block(self, number):
+        """Block `number` of the training stream: arrays [block, tasks, K, …]."""
+        rng = np.random.default_rng([self.seed, TRAIN, number])
+        tasks = self.split(*self.generate_sinusoid_batch(rng, self.block * self.meta_batch_size,
+                                                         self.update_batch_size + self.query))
+        return tuple(part.reshape(self.block, self.meta_batch_size, *part.shape[1:]) for part in tasks)
+
+    def test_batches(self, num_tasks):
+        """The tasks of a test, in one batch; drawn one by one from NumPy's legacy generator as the original did,
+        so that with seed 1 they are the original's own.
+        """
+        rng = np.random.RandomState(self.seed)
+        draws = [self.generate_sinusoid_batch(rng, 1, self.update_batch_size + self.query) for _ in range(num_tasks)]
+        yield self.split(*(np.concatenate(parts) for parts in zip(*draws)))
+
+    def split(self, inputs, outputs, amp, phase):
+        """(inputa, labela, inputb, labelb) float32, the support set first; for the oracle with the task's id."""
+        if self.oracle:
+            task_id = np.broadcast_to(np.stack([amp, phase], 1)[:, None], [*inputs.shape[:2], 2])
+            inputs = np.concatenate([inputs, task_id], 2)
+        inputs, outputs, k = np.float32(inputs), np.float32(outputs), self.update_batch_size
+        return inputs[:, :k], outputs[:, :k], inputs[:, k:], outputs[:, k:]
+
+
+class ImageGenerator:
+    """N-way K-shot tasks over folders of images, one folder a class.
+
+    `images` is uint8 [images, pixels]; `classes` lists each class's row numbers. With `rotations` every class of
+    every task is turned by 0, 90, 180 or 270 degrees, at validation and test as well (original :138,147).
+    """
+
+    def __init__(self, images, classes, num_classes, update_batch_size, query, meta_batch_size, rotations=False,
+                 seed=1):
+        self.num_classes, self.update_batch_size, self.query = num_classes, update_batch_size, query
+        self.meta_batch_size, self.seed, self.rotations = meta_batch_size, seed, 4 if rotations else 1
+        self.images, self.stride = images, len(images)
+        if rotations:
+            size = int(np.sqrt(images.shape[1]))
+            square = np.asarray(images).reshape(-1, size, size)
+            self.images = np.concatenate([np.rot90(square, k, (1, 2)) for k in range(4)]).reshape(-1, size * size)
+        self.sizes = np.array([len(rows) for rows in classes])
+        self.rows = np.zeros([len(classes), self.sizes.max()], np.int64)
+        for index, rows in enumerate(classes):
+            self.rows[index, :len(rows)] = rows
+        self.missing = np.arange(self.rows.shape[1]) >= self.sizes[:, None]
+        self.dim_input, self.dim_output = images.shape[1], num_classes
+
+    def train_block(self, number):
+        """Batch `number` of the training stream, as a block of one: arrays [1, tasks, examples, …]."""
+        return tuple(part[None] for part in self.batch(TRAIN, number, self.meta_batch_size))
+
+    def test_batches(self, num_tasks):
+        """The tasks of a test in batches of TEST_BATCH, at least num_tasks in all."""
+        for number in range(-(-num_tasks // TEST_BATCH)):
+            yield self.batch(TEST, number, TEST_BATCH)
+
+    def validation_tasks(self, number):
+        """Batch `number` of the validation stream."""
+        return self.batch(VALIDATION, number, self.meta_batch_size)
+
+    def batch(self, stream, number, num_tasks):
+        """Draw (inputa, labela, inputb, labelb): uint8 pixels [tasks, examples, pixels], one-hot float32 labels.
+
+        Every N consecutive examples hold each class once, in a random order (original :141-150).
+        """
+        rng = np.random.default_rng([self.seed, stream, number])
+        ways, samples = self.num_classes, self.update_batch_size + self.query
+        classes = choose(rng.random([num_tasks, len(self.rows)]), ways)                       # [tasks, N]
+        keys = rng.random([num_tasks, ways, self.rows.shape[1]])
+        keys[self.missing[classes]] = np.inf
+        examples = np.take_along_axis(self.rows[classes], choose(keys, samples), 2)          # [tasks, N, K + query]
+        examples += self.stride * rng.integers(self.rotations, size=[num_tasks, ways, 1])
+        labels = rng.permuted(np.broadcast_to(np.arange(ways), [num_tasks, samples, ways]), axis=2)
+        examples = np.take_along_axis(examples.swapaxes(1, 2), labels, 2).reshape(num_tasks, -1)
+        labels = np.eye(ways, dtype=np.float32)[labels.reshape(num_tasks, -1)]
+        support = ways * self.update_batch_size
+        return (self.images[examples[:, :support]], labels[:, :support],
+                self.images[examples[:, support:]], labels[:, support:])
+
+
+def choose(keys, number):
+    """Indices of the `number` smallest keys of the last axis, smallest first: a random sample in random order."""
+    chosen = np.argpartition(keys, number - 1, axis=-1)[..., :number]
+    order = np.argsort(np.take_along_axis(keys, chosen, -1), axis=-1)
+    return np.take_along_axis(chosen, order, -1)
+
+
+# ---- Folders of images -----------------------------------------------------------------------------------------
+
+def image_generators(datasource, source, data_dir, splits, num_classes, update_batch_size, query, meta_batch_size,
+                     seed):
+    """An ImageGenerator for each of `splits` ('train', 'val', 'test'); `query` maps a split to images a class.
+
+    Raises UserError when the data is missing or cannot serve the tasks asked for.
+    """
+    generators = {}
+    for split in splits:
+        images, classes, names = load_split(datasource, source, pathlib.Path(data_dir), split)
+        needed = update_batch_size + query[split]
+        if len(classes) < num_classes:
+            raise UserError(f'{data_dir} has {len(classes)} classes in its {split} split, too few for '
+                            f'{num_classes}-way tasks: lower --num_classes or bring more data')
+        for name, rows in zip(names, classes):
+            if len(rows) < needed:
+                raise UserError(f'{name} has {len(rows)} images, but a task needs {needed} of a class '
+                                f'({update_batch_size} + {query[split]} query): add images or remove the class')
+        generators[split] = ImageGenerator(images, classes, num_classes, update_batch_size, query[split],
+                                           meta_batch_size, datasource == 'omniglot', seed)
+    return generators
+
+
+def load_split(datasource, source, data_dir, split):
+    """(images uint8 [n, pixels], rows of each class, class folders) of one split, checked.
+
+    Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
+    sets: in that proportion); MiniImagenet has a folder for each split.
+    """
+    part = ['train', 'val', 'test'].index(split)
+    if datasource == 'omniglot':
+        images, classes, names = load_folders(data_dir, '*/*', source.img_size, source.channels, invert=True)
+        warn_if_smaller(data_dir, classes, *FULL_SIZE[datasource][0])
+        order = list(range(len(classes)))
+        random.Random(1).shuffle(order)
+        total = sum(OMNIGLOT_SPLIT)
+        cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / total) for i in (part, part + 1)]
+        order = order[cuts[0]:cuts[1]]
+        ends = np.cumsum([0] + [len(classes[i]) for i in order])
+        return (np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
+                [range(*ends[i:i + 2]) for i in range(len(order))], [names[i] for i in order])
+    images, classes, names = load_folders(data_dir / split, '*', source.img_size, source.channels)
+    warn_if_smaller(data_dir / split, classes, *FULL_SIZE[datasource][part])
+    return images, classes, names
+
+
+def warn_if_smaller(folder, classes, num_classes, num_images):
+    """Say on stderr when the data is not the whole published set."""
+    if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
+        print(f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
+              f'{num_classes} x {num_images}: results will not compare with the paper', file=sys.stderr)
+
+
+def load_folders(folder, pattern, img_size, channels, invert=False):
+    """Decode the images below `folder`, whose classes are the folders that match `pattern`.
+
+    Decoded once: the pixels are kept in a cache file beside the data, named by a hash over the names, sizes and
+    times of all images. Returns (uint8 [n, pixels], rows of each class, class folders), all in sorted order.
+    """
+    names = sorted(path for path in folder.glob(pattern) if path.is_dir())
+    files, classes = [], []
+    for name in names:
+        found = sorted(entry.path for entry in os.scandir(name) if entry.name.lower().endswith(('.png', '.jpg', '.jpeg')))
+        classes.append(range(len(files), len(files) + len(found)))
+        files.extend(found)
+    if not files:
+        raise UserError(f'no images in {folder}: prepare the data first (see data/README.md) or set --data_dir')
+    digest = hashlib.sha256(f'{img_size} {channels} {invert}'.encode())
+    for file in files:
+        stat = os.stat(file)
+        digest.update(f'{os.path.relpath(file, folder)} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
+    cache = folder / f'cache-{digest.hexdigest()[:16]}.npy'
+    try:
+        images = np.load(cache, mmap_mode='r')
+    except (OSError, ValueError):              # none yet, or damaged
+        images = decode(files, img_size, channels, invert)
+        write_cache(cache, images)
+    return images, classes, names
+
+
+def write_cache(cache, images):
+    """Write `images` whole or not at all, and remove caches of earlier states of the data."""
+    temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            np.save(file, images)
+        os.replace(temporary, cache)
+    except OSError as error:
+        print(f'warning: {cache} cannot be written ({error.strerror}): the images will be decoded at every start',
+              file=sys.stderr)
+        return
+    for old in cache.parent.glob('cache-*.npy'):
+        if old != cache:
+            old.unlink(missing_ok=True)
+
+
+def decode(files, img_size, channels, invert):
+    """uint8 [files, pixels] by the decoders that the original used; `invert` makes ink 255 (original :114-118)."""
+    images = np.empty([len(files), img_size * img_size * channels], np.uint8)
+    decoded = tf.data.Dataset.from_tensor_slices(files).map(
+        lambda file: tf.io.decode_image(tf.io.read_file(file), channels, expand_animations=False),
+        num_parallel_calls=tf.data.AUTOTUNE)
+    iterator = iter(decoded)
+    for row, file in enumerate(tqdm(files, f'decoding {os.path.dirname(os.path.dirname(files[0]))}', disable=None)):
+        try:
+            image = next(iterator).numpy()
+        except tf.errors.InvalidArgumentError:
+            raise UserError(f'{file} is not a readable image: replace or remove it') from None
+        if image.shape[:2] != (img_size, img_size):
+            raise UserError(f'{file} is {image.shape[1]}x{image.shape[0]}, not {img_size}x{img_size}: '
+                            'run the preparation script first (see data/README.md)')
+        images[row] = image.reshape(-1)
+    return 255 - images if invert else images
