@@ -184,9 +184,9 @@ def check_same_run(config, path):
             before = json.load(file)['settings']
     except (OSError, ValueError, KeyError):
         return
-    for name, value in vars(config).items():
-        if name not in FREE and before.get(name) != value:
-            raise UserError(f'the run in {os.path.dirname(path)} was made with --{name}={before.get(name)}, not {value}: '
+    for name, value in before.items():
+        if name not in FREE and value != getattr(config, name, value):
+            raise UserError(f'the run in {os.path.dirname(path)} was made with --{name}={value}, not {getattr(config, name)}: '
                             'use that, another --logdir, or --resume=False to start anew')
 
 

@@ -21,7 +21,7 @@ def golden():
     """Four episodes of rllab's models in rllab's order of calls, and small vectors of the original code."""
     data = {**np.load(GOLDEN / "mujoco_trajectories.npz"), **np.load(GOLDEN / "rl_small.npz")}
     if data["mujoco_version"] != mujoco.__version__:
-        pytest.fail(f"recorded with mujoco {data['mujoco_version']}: ant trajectories differ between versions")
+        pytest.fail(f"recorded with mujoco {data['mujoco_version']}; ant trajectories differ by version")
     return data
 
 
@@ -74,7 +74,7 @@ def test_every_step_of_the_world(golden, family):
 
 @pytest.mark.parametrize("family", MUJOCO)
 def test_whole_episodes_alone_and_together(golden, family):
-    """Within 1e-6 of the recording (the ant is chaotic: 20 steps), and the world bit for bit the environments."""
+    """Within 1e-6 of the recording (ant: 20 steps, it is chaotic); world and environments bit for bit."""
     recorded = Recorded(golden, family)
     envs = [FAMILIES[family].env(task) for task in recorded.tasks]
     for episode, env in enumerate(envs):

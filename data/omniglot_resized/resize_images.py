@@ -1,0 +1,108 @@
+"""Resize the Omniglot drawings to 28x28, into <alphabet>/<characterNN>/<NNNN_MM>.png beside this script.
+
+Usage:
+    python data/omniglot_resized/resize_images.py --download      # fetches the two archives, 15 MB
+    python data/omniglot_resized/resize_images.py --source=PATH   # what you have: see --help
+    python data/omniglot_resized/resize_images.py                 # in place, on what lies beside this script
+
+Can be run again after a break. As the original's script of the same name (cbfinn/maml), which works in place.
+"""
+import argparse
+import io
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import prepare
+
+URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+ARCHIVES = {  # name: MD5, as torchvision's datasets/omniglot.py records them
+    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+# images_background_small1 and _small2 hold nothing but copies, so they are no subsets here.
+SUBSETS = ("images_background", "images_evaluation")
+DRAWING = re.compile(rf"(?:(?:.*/)?(?:{'|'.join(SUBSETS)})/)?([^/]+/[^/]+/[^/]+\.png)")
+SIZE = (28, 28)
+CHARACTERS, DRAWERS = 1623, 20
+
+
+def resize(image):
+    """A one-bit drawing as one-bit 28x28."""
+    # The original asks for LANCZOS, but for images of mode "1" Pillow takes NEAREST without a word.
+    return image.resize(SIZE, resample=Image.Resampling.NEAREST)
+
+
+def lift_subsets(folder):
+    """Move the alphabets of images_background/ and _evaluation/ up, to where the training code looks."""
+    for subset in SUBSETS:
+        for alphabet in filter(Path.is_dir, sorted((folder / subset).glob("*"))):
+            if (folder / alphabet.name).exists():
+                prepare.fail(f"both {alphabet} and {folder / alphabet.name} exist; remove one of them")
+            alphabet.rename(folder / alphabet.name)
+        if (folder / subset).is_dir() and not any((folder / subset).iterdir()):
+            (folder / subset).rmdir()
+
+
+def find_drawings(source):
+    """The drawings of an archive, or a folder and the archives in it, as (path in dest, name, reader)."""
+    archives = [source / name for name in ARCHIVES if (source / name).is_file()]
+    for place in (source, *archives):
+        for name, read in prepare.list_files(place).items():
+            if match := DRAWING.fullmatch(name):
+                yield match[1], place / name, read
+
+
+def resize_all(drawings, dest):
+    """Write each drawing, resized, to its place below dest, unless it is there."""
+    for target, name, read in prepare.progress(drawings, unit=" drawings"):
+        if prepare.is_done(dest / target, "1", SIZE):
+            continue
+        image, _ = prepare.read_image(read, name)
+        if image.mode != "1":  # resizing gray would give other values than 0 and 1
+            prepare.fail(f"{name} is not a one-bit image (mode {image.mode}); bring the PNGs as published")
+        png = io.BytesIO()
+        resize(image).save(png, "PNG")
+        prepare.write(dest / target, png.getvalue())
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--download", action="store_true", help="fetch the two archives into --dest first")
+    parser.add_argument("--url", default=URL, help="where the archives are (default: %(default)s)")
+    parser.add_argument("--source", type=Path,
+                        help="a folder with images_background and images_evaluation, with the alphabets, or "
+                             "with the two zip archives; or a zip or tar archive (default: --dest, in place)")
+    parser.add_argument("--dest", type=Path, default=HERE,
+                        help="where the alphabets go (default: beside the script)")
+    args = parser.parse_args(argv)
+    if args.download and args.source:
+        prepare.fail("give --download or --source, not both")
+
+    if args.download:
+        for name, md5 in ARCHIVES.items():
+            prepare.download(f"{args.url.rstrip('/')}/{name}", args.dest / name, md5)
+    source = args.source or args.dest
+    if source.resolve() == args.dest.resolve():
+        lift_subsets(args.dest)
+    drawings = list(find_drawings(source))
+    if not drawings:
+        prepare.fail(f"no drawings in {source}; give --download, or --source=FOLDER with images_background "
+                     "and images_evaluation in it")
+    resize_all(drawings, args.dest)
+
+    characters = Counter(path.parent for path in args.dest.glob("*/*/*.png"))
+    print(f"{len(characters):,} characters, {sum(characters.values()):,} images in {args.dest}")
+    if len(characters) != CHARACTERS or set(characters.values()) != {DRAWERS}:
+        print(f"warning: all of Omniglot is {CHARACTERS:,} characters of {DRAWERS} images each",
+              file=sys.stderr)
+
+
+if __name__ == "__main__":
+    prepare.run(main)

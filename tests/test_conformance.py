@@ -1,0 +1,145 @@
+"""The port against numbers that the original code computed (docs/conformance.md)."""
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_vectors import CASES, Case
+
+import utils
+
+
+@pytest.fixture(scope='module', params=CASES)
+def case(request):
+    return Case(request.param)
+
+
+@pytest.fixture(scope='module')
+def model(case):
+    return case.model()
+
+
+def test_losses_and_accuracies(case, model):
+    """Every step of the evaluation, and the support set before it."""
+    case.reset(model)
+    steps = max(case.flags['num_updates'], case.flags['test_num_updates'])
+    results = model.evaluate(case.tasks, steps).numpy().mean(axis=0)
+    metrics = tf.function(model.meta_gradient)(case.tasks)[1].numpy()
+    if model.classification:
+        np.testing.assert_allclose(results[2:], case['total_accuracies2'], atol=1e-6)
+        np.testing.assert_allclose(results[0], case['total_accuracy1'], atol=1e-6)
+        np.testing.assert_allclose(metrics[2:], [case['total_accuracy1'],
+                                                 case['total_accuracies2'][model.num_updates - 1]], atol=1e-6)
+    else:
+        np.testing.assert_allclose(results[2:], case['total_losses2'], rtol=1e-5)
+        np.testing.assert_allclose(results[0], case['total_loss1'], rtol=1e-5)
+    np.testing.assert_allclose(metrics[:2], [case['total_loss1'], case['total_losses2'][model.num_updates - 1]],
+                               rtol=1e-5)
+
+
+def test_outputs(case, model):
+    """Logits of the support set before, and of the query set after num_updates steps; all the losses on the way."""
+    case.reset(model)
+    theta = {name: tf.convert_to_tensor(weight) for name, weight in model.weights.items()}
+    steps = max(case.flags['num_updates'], case.flags['test_num_updates'])
+    losses = []
+    for index, task in enumerate(zip(*case.tasks)):
+        inputa, labela, inputb, labelb = (tf.constant(part) for part in task)
+        assert relative(model.forward(inputa, theta), case['outputa'][index]) < 5e-5
+        weights, task_losses = theta, []
+        for step in range(steps):
+            weights, _, _ = model.inner_step(weights, inputa, labela, step)
+            output = model.forward(inputb, weights)
+            task_losses.append(model.loss_func(output, labelb))
+            if step + 1 == case.flags['num_updates']:
+                assert relative(output, case['outputb'][index]) < 5e-5
+        losses.append(task_losses)
+    np.testing.assert_allclose(np.mean(losses, axis=0), case['total_losses2'], rtol=1e-5)
+
+
+def test_gradients(case, model):
+    """The meta-gradient, and the gradient that pretraining follows."""
+    case.reset(model)
+    assert case.error(tf.function(model.meta_gradient)(case.tasks)[0], 'g') < 1e-4
+    assert case.error(tf.function(model.meta_gradient)(case.tasks, pretrain=True)[0], 'gp') < 1e-4
+
+
+@pytest.mark.parametrize('pretrain, key', [(False, 'w'), (True, 'wp')])
+def test_weights_after_adam(case, model, pretrain, key):
+    """One and three steps on the same batch; for MiniImagenet the clip acts in between, in meta-training alone."""
+    case.reset(model)
+    for steps, tolerance in ((1, 5e-3), (3, 3e-2)):
+        while (model.pretrain_adam if pretrain else model.metatrain_adam).slots['t'] < steps:
+            model.train_step(case.tasks, pretrain)
+        weights = {name: weight.numpy() for name, weight in model.weights.items()}
+        assert case.error(weights, f'{key}{steps}', start=case.weights) < tolerance
+
+
+def test_clip_acts():
+    """The clipped gradient is the original's, and it differs from the unclipped one."""
+    case = Case('miniimagenet_clip')
+    gradients, _ = tf.function(case.model().meta_gradient)(case.tasks)
+    clipped = {name: np.clip(gradient, -10, 10) for name, gradient in gradients.items()}
+    assert case.error(clipped, 'gc') < 1e-4
+    assert case.error(gradients, 'gc') > 1e-2
+
+
+@pytest.mark.parametrize('name', ['omniglot_5way_1shot', 'miniimagenet_5way_1shot'])
+def test_double_precision(name):
+    """In float64 the meta-gradient agrees more closely: what is left in float32 is rounding."""
+    case = Case(name)
+    assert case.error(tf.function(case.model(dtype=tf.float64).meta_gradient)(case.tasks)[0], 'g') < 2e-5
+
+
+def moments_batch_norm(x, beta):
+    mean, variance = tf.nn.moments(x, list(range(x.shape.rank - 1)))
+    return tf.nn.batch_normalization(x, mean, variance, beta, None, utils.BATCH_NORM_EPSILON)
+
+
+def keras_batch_norm(x, beta):
+    layer = tf.keras.layers.BatchNormalization(scale=False, center=False, epsilon=utils.BATCH_NORM_EPSILON)
+    return layer(x, training=True) + beta
+
+
+@pytest.mark.parametrize('wrong', [moments_batch_norm, keras_batch_norm])
+def test_library_batch_norms_have_a_wrong_second_derivative(monkeypatch, wrong):
+    """Same outputs, another meta-gradient: so ours is written out, and these vectors hold it."""
+    case = Case('omniglot_5way_1shot')
+    x = tf.random.stateless_normal([5, 7, 7, 8], [1, 2])
+    np.testing.assert_allclose(wrong(x, 0.5), utils.batch_norm(x, 0.5), atol=1e-5)
+    monkeypatch.setattr(utils, 'batch_norm', wrong)
+    gradients, metrics = case.model().meta_gradient(case.tasks)
+    np.testing.assert_allclose(metrics[0], case['total_loss1'], rtol=1e-5)
+    assert case.error(gradients, 'g') > 0.1
+
+
+def test_both_ways_of_mapping_over_tasks_agree():
+    """Batched over tasks, or a task at a time on each core: the same meta-gradient."""
+    case = Case('sinusoid_5step')
+    batched, one_by_one = (tf.function(case.model(vectorize=v).meta_gradient)(case.tasks)[0] for v in (True, False))
+    for name, gradient in batched.items():
+        np.testing.assert_allclose(gradient, one_by_one[name], rtol=1e-4, atol=1e-6)
+
+
+def relative(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def test_fused_and_written_out_batch_norm_agree_to_the_second_derivative():
+    """The large maps' fused operation against the formula, in a direction in which the wrong ones fail."""
+    x = tf.random.stateless_normal([5, 21, 21, 3], [1, 2]) + 1
+    direction = tf.random.stateless_normal(x.shape, [3, 4]) + 0.3
+
+    def second(function):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = tf.reduce_sum(function(x, tf.zeros([3])) ** 3 * direction)
+            g = inner.gradient(y, x)
+            z = tf.reduce_sum(g * direction)
+        return outer.gradient(z, x)
+
+    assert x.shape[0] * x.shape[1] * x.shape[2] >= utils.FUSED_FROM
+    fused, written = second(utils.batch_norm), second(lambda x, b: tf.cast(
+        utils.batch_norm(tf.cast(x, tf.float64), tf.cast(b, tf.float64)), tf.float32))
+    assert relative(fused, written) < 1e-4
+    assert relative(second(moments_batch_norm), written) > 1e-2
