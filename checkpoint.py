@@ -77,7 +77,7 @@ def restore(path, model):
 
 
 def restore_latest(folder, model, report=print):
-    """Restore the newest checkpoint in `folder` that is sound; returns (path, iteration), or (None, 0) if none is there.
+    """Restore the newest sound checkpoint in `folder`; returns (path, iteration), or (None, 0) where there is none.
 
     Damaged ones are named and passed over; UserError when all are.
     """

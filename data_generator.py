@@ -3,6 +3,7 @@
 A batch is a function of the seed and its number alone, not of the file system, of time or of threads, so the
 iteration number is the whole state of a sampler and a resumed run sees the tasks that it would have seen.
 """
+import functools
 import hashlib
 import os
 import pathlib
@@ -18,6 +19,7 @@ from utils import UserError
 TRAIN, VALIDATION, TEST = 1, 2, 3          # streams of task draws, part of the random generator's key
 TEST_BATCH = 50                            # tasks of a test that are drawn and evaluated together
 OMNIGLOT_SPLIT = (1100, 100, 423)          # characters for training, validation, test (original :41-54)
+IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg')
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
@@ -201,6 +203,7 @@ def warn_if_smaller(folder, classes, num_classes, num_images):
               f'{num_classes} x {num_images}: results will not compare with the paper', file=sys.stderr)
 
 
+@functools.lru_cache(maxsize=4)
 def load_folders(folder, pattern, img_size, channels, invert=False):
     """Decode the images below `folder`, whose classes are the folders that match `pattern`.
 
@@ -210,7 +213,7 @@ def load_folders(folder, pattern, img_size, channels, invert=False):
     names = sorted(path for path in folder.glob(pattern) if path.is_dir())
     files, classes = [], []
     for name in names:
-        found = sorted(entry.path for entry in os.scandir(name) if entry.name.lower().endswith(('.png', '.jpg', '.jpeg')))
+        found = sorted(entry.path for entry in os.scandir(name) if entry.name.lower().endswith(IMAGE_ENDINGS))
         classes.append(range(len(files), len(files) + len(found)))
         files.extend(found)
     if not files:

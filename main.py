@@ -7,7 +7,6 @@
 A flag that is left unset takes the paper's value for that experiment (experiments.py). README.md has a line for
 each result of the paper. This file holds the flags and what is done with them; the algorithm is in maml.py.
 """
-import os
 import sys
 import types
 
@@ -64,7 +63,7 @@ flags.DEFINE_integer('threads', None, 'cores to use; default: all.')
 def main():
     config, origins = read_flags()
     threads = runtime.start(config.threads)
-    import training                       # imports TensorFlow, which runtime.start has prepared
+    import training  # imports TensorFlow, which runtime.start has prepared
     from utils import UserError
     try:
         training.run(config, origins, threads)

@@ -49,7 +49,7 @@ class MAML:
         initial = self.construct_conv_weights(seed) if network.conv else self.construct_fc_weights(seed)
         self.adapted = list(initial)        # the weights that the inner loop adapts; norm parameters are not
         initial.update(self.construct_norm_weights())
-        if learn_update_lr:                 # one alpha a tensor and step (the paper, section 2.2: "may be meta-learned")
+        if learn_update_lr:                 # one alpha a tensor and step ("may be meta-learned", section 2.2)
             initial.update({f'update_lr/{name}': tf.fill([num_updates], tf.cast(update_lr, dtype))
                             for name in self.adapted})
         self.weights = {name: tf.Variable(tf.cast(value, dtype), name=name) for name, value in initial.items()}
@@ -151,7 +151,8 @@ class MAML:
 
     def _train_block(self, block, first, last, pretrain=False):
         """Outer steps first … last - 1 of a block of batches [iterations, tasks, …]; metrics, a row a step."""
-        metrics = tf.TensorArray(self.dtype, size=block[0].shape[0], element_shape=[4 if self.classification else 2])
+        numbers = 4 if self.classification else 2
+        metrics = tf.TensorArray(self.dtype, size=block[0].shape[0], element_shape=[numbers])
         for step in tf.range(first, last):
             metrics = metrics.write(step, self._train_step([part[step] for part in block], pretrain))
         return metrics.stack()

@@ -124,7 +124,7 @@ def train(config, origins, model, data, folder, source):
         progress.close()
         if saved != iteration or not checkpoint.find(folder):
             save(folder, model, iteration, config.seed)
-    print(f'{iteration} of {total} iterations done, {time.time() - start:.1f} s in this part; checkpoints are in {folder}')
+    print(f'{iteration} of {total} iterations done, {time.time() - start:.1f} s in this part; checkpoints: {folder}')
     if stop.requested:
         print('stopped: the same command goes on from here')
         raise SystemExit(130)
@@ -186,8 +186,8 @@ def check_same_run(config, path):
         return
     for name, value in before.items():
         if name not in FREE and value != getattr(config, name, value):
-            raise UserError(f'the run in {os.path.dirname(path)} was made with --{name}={value}, not {getattr(config, name)}: '
-                            'use that, another --logdir, or --resume=False to start anew')
+            raise UserError(f'the run in {os.path.dirname(path)} was made with --{name}={value}, not '
+                            f'{getattr(config, name)}: use that, another --logdir, or --resume=False to start anew')
 
 
 class StopOnSignal:
@@ -233,7 +233,7 @@ def test(config, model, data, folder, from_path):
             results.append(model.evaluate(tasks, config.test_num_updates).numpy())
             progress.update(len(results[-1]))
     results = np.concatenate(results)[:config.num_test_tasks]
-    means, stds = results.mean(axis=0), results.std(axis=0)
+    means, stds, medians = results.mean(axis=0), results.std(axis=0), np.median(results, axis=0)
     ci95 = 1.96 * stds / math.sqrt(len(results))
     measure = 'accuracy' if model.classification else 'mean squared error'
     columns = ['support, before adaptation', 'query, before adaptation'] + [
@@ -241,10 +241,10 @@ def test(config, model, data, folder, from_path):
 
     print(f'\n{measure} over {len(results)} tasks, {config.update_batch_size}-shot, {config.test_query} query '
           f'examples{" a class" if model.classification else ""}, of {from_path}')
-    print(f'{"":28s}   mean     std  95 % interval')
-    for step, (name, *numbers) in enumerate(zip(columns, means, stds, ci95), start=-1):
+    print(f'{"":26s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
+    for step, (name, *numbers) in enumerate(zip(columns, means, stds, ci95, medians), start=-1):
         mark = '   <- the paper reads this' if step in config.paper_steps else ''
-        print('{:28s} {:6.4f}  {:6.4f}  ± {:6.4f}'.format(name, *numbers) + mark)
+        print('{:26s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(name, *numbers) + mark)
 
     os.makedirs(folder, exist_ok=True)
     name = f'test_ubs{config.update_batch_size}_stepsize{config.update_lr}'
@@ -257,7 +257,13 @@ def test(config, model, data, folder, from_path):
         rows.writerow([f'update{n}' for n in range(len(original))])
         rows.writerows(values[original] for values in (means, stds, ci95))
     with open(os.path.join(folder, name + '.json'), 'w') as file:
-        json.dump({'measure': measure, 'columns': columns, 'mean': means.tolist(), 'std': stds.tolist(),
-                   'ci95': ci95.tolist(), 'checkpoint': str(from_path), 'seconds': round(time.time() - start, 1),
-                   'tensorflow': tf.__version__, 'settings': vars(config)}, file, indent=1)
+        json.dump({'measure': measure, 'columns': columns, 'mean': finite(means), 'std': finite(stds),
+                   'ci95': finite(ci95), 'median': finite(medians), 'checkpoint': str(from_path),
+                   'seconds': round(time.time() - start, 1), 'tensorflow': tf.__version__,
+                   'settings': vars(config)}, file, indent=1)
     print(f'written to {os.path.join(folder, name)}.csv and .json')
+
+
+def finite(numbers):
+    """A list for JSON, which knows no NaN and no infinity: those become null."""
+    return [float(number) if np.isfinite(number) else None for number in numbers]

@@ -177,6 +177,19 @@ def test_a_diverged_simulation_ends(tmp_path, monkeypatch):
                 env.step(np.zeros(6))
 
 
+def test_cheetah_centre_of_mass_is_mujocos():
+    """The closed form against MuJoCo's subtree_com and mj_subtreeVel, at random states."""
+    env = FAMILIES["cheetah_vel"].env()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        qpos, qvel = rng.standard_normal((2, 9)) * [[2], [5]]
+        env.set_state(qpos, qvel)
+        mujoco.mj_subtreeVel(env.model, env.data)
+        com, velocity = env.centre_of_mass(qpos[None], qvel[None])
+        np.testing.assert_allclose(com[0], env.data.subtree_com[1], rtol=0, atol=1e-13)
+        assert velocity[0] == pytest.approx(env.data.subtree_linvel[1, 0], rel=0, abs=1e-12)
+
+
 def test_ant_quaternion_is_normalised_after_the_noise():
     noise = np.random.default_rng(0).standard_normal((50, 29))
     qpos, _ = FAMILIES["ant_vel"].env.initial_state(noise)

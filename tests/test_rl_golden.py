@@ -1,10 +1,12 @@
 """The reinforcement-learning half against numbers that the original (cbfinn/maml_rl 9c8e2eb) gave.
 
-tests/golden/rl/ holds them: one outer step on three point tasks with all that it computes on the way (trpo_*.npz),
-and small cases of the NumPy parts (rl_small.npz). The tolerances are those of tolerances.json beside them.
+tests/golden/rl/ holds them: one outer step on three point tasks with all that it computes on the way
+(trpo_*.npz), and small cases of the NumPy parts (rl_small.npz). The tolerances are those of
+tolerances.json beside them.
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from rl.trpo import conjugate_gradients, finite_difference_product, initial_step
 GOLDEN = Path(__file__).parent / "golden" / "rl"
 TOLERANCE = json.loads((GOLDEN / "tolerances.json").read_text())
 TASKS = range(3)
+compiled = lru_cache(MamlTrpo)  # tests with the same policy and settings need not compile them again
 
 
 def relative_error(a, b):
@@ -30,17 +33,19 @@ def relative_error(a, b):
 def load(name, row_limit=None):
     """A golden outer step: the file, its policy, MamlTrpo, theta and Samples, padded to one number of rows.
 
-    row_limit emulates a defect of the original, which in the outer problem cuts the arrays of all tasks to the
-    number of rows of the first task.
+    row_limit emulates a defect of the original, which in the outer problem cuts the arrays of all tasks to
+    the number of rows of the first task.
     """
     g = np.load(GOLDEN / f"{name}.npz")
     config = dict(g["meta/config"])
     policy = GaussianPolicy(2, 2, nonlinearity=config["hidden_nonlinearity"])
-    maml = MamlTrpo(policy, MetaSettings(update_lr=0.5, stop_grad=config["stop_grad"] == "True"))
+    maml = compiled(policy, MetaSettings(update_lr=0.5, stop_grad=config["stop_grad"] == "True"))
     steps = []
     for s in range(2):
-        fields = {k: [g[f"task{i}/step{s}/{k}"][:row_limit] for i in TASKS] for k in
-                  ("observations", "actions", "advantages", "agent_mean")}
+        fields = {
+            k: [g[f"task{i}/step{s}/{k}"][:row_limit] for i in TASKS]
+            for k in ("observations", "actions", "advantages", "agent_mean")
+        }
         lengths = [len(x) for x in fields["advantages"]]
         padded = [np.stack([pad(x, max(lengths)) for x in field]) for field in fields.values()]
         valid = np.stack([pad(np.ones(n), max(lengths)) for n in lengths])
@@ -54,7 +59,9 @@ def pad(x, rows):
     return np.concatenate([x, np.zeros((rows - len(x), *x.shape[1:]))])
 
 
-@pytest.fixture(scope="module", params=["trpo_point", "trpo_point_stopgrad", "trpo_point_tanh", "trpo_point_rowcut"])
+@pytest.fixture(
+    scope="module", params=["trpo_point", "trpo_point_stopgrad", "trpo_point_tanh", "trpo_point_rowcut"]
+)
 def case(request):
     limit = 80 if request.param == "trpo_point_rowcut" else None
     return load(request.param, limit)
@@ -173,9 +180,15 @@ def test_baseline_of_the_outer_step(name, s):
     for i in TASKS:
         for key, field in names.items():
             np.testing.assert_allclose(
-                getattr(estimates, field)[i], pad(g[f"task{i}/step{s}/{key}"], rows), rtol=1e-7, atol=1e-7, err_msg=key
+                getattr(estimates, field)[i],
+                pad(g[f"task{i}/step{s}/{key}"], rows),
+                rtol=1e-7,
+                atol=1e-7,
+                err_msg=key,
             )
-        np.testing.assert_allclose(estimates.coefficients[i], g[f"task{i}/step{s}/baseline_coeffs"], rtol=1e-7)
+        np.testing.assert_allclose(
+            estimates.coefficients[i], g[f"task{i}/step{s}/baseline_coeffs"], rtol=1e-7
+        )
 
 
 def test_baseline():

@@ -1,0 +1,202 @@
+"""What the environments share: a task, the scaling of actions, and MuJoCo stepped alone or many at once.
+
+Each environment class writes its observation, reward and end of episode once, for a leading axis [n, ...].
+`TaskMujocoEnv` calls these formulas with n = 1, `MujocoWorld` with every simulation of the sampler.
+file:line in the environments' docstrings points into github.com/cbfinn/maml_rl at 9c8e2eb.
+"""
+
+import copy
+import functools
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import mujoco_env
+from gymnasium.spaces import Box
+from mujoco.batch import Batch
+
+ASSETS = Path(mujoco_env.__file__).parent / "assets"
+TORSO = 1  # body 0 is the world, body 1 the torso: the root of the tree in both models
+
+
+def scale_action(action, low, high):
+    """The policy's [-1, 1] becomes the environment's [low, high], clipped (normalized_env.py:82-83)."""
+    return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high)
+
+
+def with_task(observations, tasks):
+    """Oracle's observation: observations [n, obs] with the tasks [n, ...] appended."""
+    return np.concatenate([observations, tasks.reshape(len(observations), -1)], axis=1)
+
+
+class TaskEnv(gymnasium.Env):
+    """A gymnasium environment whose task is set by the constructor or by `reset(options={"task": ...})`.
+
+    A task that was set stays until another one is; without one, each reset draws a task.
+    oracle: append the task to the observation.
+
+    A subclass gives `task_shape`, `observation_size`, `action_size` and `sample_tasks(rng, n)`.
+    """
+
+    task_shape = ()
+
+    def __init__(self, task=None, oracle=False):
+        self.oracle = oracle
+        self.task = None
+        self._given_task = None if task is None else self._as_task(task)
+        size = self.observation_size + oracle * int(np.prod(self.task_shape))
+        self.observation_space = Box(-np.inf, np.inf, (size,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (self.action_size,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if options and "task" in options:
+            self._given_task = self._as_task(options["task"])
+        return super().reset(seed=seed)
+
+    def _as_task(self, task):
+        task = np.asarray(task, np.float64)
+        if task.shape != self.task_shape:
+            raise ValueError(f"{type(self).__name__}: a task has shape {self.task_shape}, not {task.shape}")
+        return task
+
+    def _choose_task(self):
+        """The given task, or one drawn from the environment's own stream (after `reset` has seeded it)."""
+        given = self._given_task
+        self.task = self.sample_tasks(self.np_random, 1)[0] if given is None else given
+
+    def _append_task(self, observation):
+        """observation [1, obs] -> what the agent sees [obs or obs + task]."""
+        return (with_task(observation, self.task[None]) if self.oracle else observation)[0].copy()
+
+
+class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
+    """A MuJoCo environment with rllab's dynamics on the model that gymnasium ships, one time step an action.
+
+    A subclass gives, besides what `TaskEnv` asks for, the class attributes below and
+        derive(state): add to `state` what the formulas below share
+        observe(state) -> [n, obs]
+        reward(state, control [n, act], tasks [n]) -> [n]
+        terminated(state) -> [n] bool
+    where `state` has the MjData fields named in `fields`, each with a leading axis n.
+    """
+
+    asset = None  # file name of the model among gymnasium's assets
+    fields = ("qpos", "qvel")
+    # The mjtStage up to which the new state is computed after a step, so that `fields` belong to it.
+    stage = mujoco.mjtStage.mjSTAGE_NONE.value
+    metadata: ClassVar = {"render_modes": ["human", "rgb_array"]}
+
+    def __init__(self, task=None, oracle=False, render_mode=None, **kwargs):
+        TaskEnv.__init__(self, task, oracle)
+        mujoco_env.MujocoEnv.__init__(self, self.asset, 1, self.observation_space, render_mode, **kwargs)
+        self._state = SimpleNamespace(**{name: getattr(self.data, name)[None] for name in self.fields})
+
+    @classmethod
+    @functools.cache
+    def compile_model(cls):
+        """The MjModel of this class; callers that change it work on a copy."""
+        spec = mujoco.MjSpec.from_file(str(ASSETS / cls.asset))
+        cls.edit(spec)
+        # A diverged simulation has to show in its state; MuJoCo would put it back to the start in silence.
+        spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*settotalmass.*")  # gymnasium's half_cheetah.xml
+            return spec.compile()
+
+    @staticmethod
+    def edit(spec):
+        """Turn gymnasium's model (MjSpec) into rllab's."""
+
+    @classmethod
+    def initial_state(cls, noise):
+        """Start of an episode: init + .01 N for positions, .1 N for velocities (mujoco_env.py:110-113).
+
+        noise: [n, nq + nv], standard normal. Returns qpos [n, nq], qvel [n, nv].
+        The initial pose is the model's own number `init_qpos` if it has one (mujoco_env.py:80-85).
+        """
+        model = cls.compile_model()
+        pose = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_NUMERIC, "init_qpos")
+        qpos0 = model.qpos0 if pose < 0 else model.numeric(pose).data
+        return qpos0 + 0.01 * noise[:, : model.nq], 0.1 * noise[:, model.nq :]
+
+    @staticmethod
+    def unstable(state):
+        """[n] bool: the state is not finite, or beyond MuJoCo's own limit for one (mjMAXVAL, 1e10)."""
+        bounded = [np.abs(part).max(axis=1) < mujoco.mjMAXVAL for part in (state.qpos, state.qvel)]
+        return ~(bounded[0] & bounded[1])
+
+    @classmethod
+    def world(cls, n, threads=2):
+        """n simulations of this environment that step together."""
+        return MujocoWorld(cls, n, threads)
+
+    def _initialize_simulation(self):
+        # A copy: the renderer and the user may change the model of one environment.
+        model = copy.copy(self.compile_model())
+        view = model.vis.global_
+        view.offwidth, view.offheight = max(view.offwidth, self.width), max(view.offheight, self.height)
+        return model, mujoco.MjData(model)
+
+    def reset_model(self):
+        self._choose_task()
+        noise = self.np_random.standard_normal((1, self.model.nq + self.model.nv))
+        qpos, qvel = self.initial_state(noise)
+        self.set_state(qpos[0], qvel[0])
+        self.derive(self._state)
+        return self._append_task(self.observe(self._state))
+
+    def step(self, action):
+        """One time step, then mj_forward (as mujoco_env.py:184-188): all reads are of the new state."""
+        control = scale_action(np.asarray(action, np.float64), *self.model.actuator_ctrlrange.T)
+        self.data.ctrl[:] = control
+        mujoco.mj_step(self.model, self.data)
+        mujoco.mj_forward(self.model, self.data)
+        self.derive(self._state)
+        terminated = bool(self.terminated(self._state)[0])
+        reward = float(self.reward(self._state, control[None], self.task[None])[0])
+        if self.render_mode == "human":
+            self.render()
+        return self._append_task(self.observe(self._state)), reward, terminated, False, {}
+
+
+class MujocoWorld:
+    """n simulations of a `TaskMujocoEnv` class that step together on threads, bit for bit like n of it.
+
+    `state`: live arrays [n, ...] of the class's `fields`; qpos and qvel can be written before `forward`.
+    """
+
+    def __init__(self, env, n, threads):
+        self.env = env
+        self.batch = Batch(env.compile_model(), n, threads)
+        self.state = SimpleNamespace(**{name: self.batch.bind(name) for name in env.fields})
+        self._control = self.batch.bind("ctrl")
+        self._bounds = self.batch.model.actuator_ctrlrange.T
+
+    def reset(self, ids, rng):
+        """Start the simulations `ids` (ascending) anew, their noise drawn from `rng` in that order."""
+        model = self.batch.model
+        noise = rng.standard_normal((len(ids), model.nq + model.nv))
+        self.batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        self.state.qpos[ids], self.state.qvel[ids] = self.env.initial_state(noise)
+        self.forward(ids)
+
+    def forward(self, ids=None):
+        """Compute `state` from qpos, qvel and the controls."""
+        self.batch.forward(ids, stage=self.env.stage)
+        self.env.derive(self.state)
+
+    def observe(self):
+        """Observations [n, obs] float64."""
+        return self.env.observe(self.state)
+
+    def step(self, actions, tasks, ids=None):
+        """Advance `ids` (ascending; None: all); returns rewards, terminated [n], stale for the others."""
+        self._control[:] = scale_action(actions.astype(np.float64, copy=False), *self._bounds)
+        self.batch.step(ids, stage=self.env.stage)
+        self.env.derive(self.state)
+        terminated = self.env.terminated(self.state)
+        return self.env.reward(self.state, self._control, tasks), terminated

@@ -1,0 +1,212 @@
+"""Collects the paths of all tasks in one lockstep of tasks x rollouts simulations, the policy in the loop.
+
+MuJoCo runs on the threads of `mujoco.batch`, inside this process: there is no worker that could die
+unnoticed, and an error in a simulation is raised by `collect`. Advantages, baselines and log-probabilities
+are not made here.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import gymnasium
+import numpy as np
+
+from rl.envs import FAMILIES
+from rl.envs.base import with_task
+
+
+@dataclass
+class Paths:
+    """Samples of one sampling step for all tasks; paths lie one after the other along rows, as started.
+
+    observations: [tasks, rows, obs_dim] float32, zero after a task's last valid row
+    actions: [tasks, rows, act_dim] float32, as the policy drew them (not scaled, not clipped)
+    rewards: [tasks, rows] float64
+    path_lengths: for each task, the lengths of its paths; their sum is its number of valid rows
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    path_lengths: list[np.ndarray]
+
+    @property
+    def valid(self):
+        """[tasks, rows] float32: 1 where a row is a sample, 0 where it fills up."""
+        rows = np.array([lengths.sum() for lengths in self.path_lengths])
+        return (np.arange(self.rewards.shape[1]) < rows[:, None]).astype(np.float32)
+
+    def average_returns(self):
+        """[tasks] undiscounted return, mean over a task's paths."""
+        return self.rewards.sum(axis=1) / [len(lengths) for lengths in self.path_lengths]
+
+
+class Sampler:
+    """Samples the tasks of one family, `rollouts` simulations a task.
+
+    family: key of `rl.envs.FAMILIES`; tasks: [n, ...]; horizon: longest path, by default the family's;
+    seed: int or sequence of ints; oracle: append the task to the observations; threads: of MuJoCo.
+
+    Each task gets what sampling one path after the other until at least rollouts x horizon time steps would
+    give (rllab/sampler/stateful_pool.py:172-185): whole paths, in the order in which they started, up to and
+    including the one that reaches that number. A path is kept or not by what was started before it, never by
+    its own length. (The original's vectorised sampler drops the paths in progress when the others suffice,
+    which favours short ones.) Where no path ends early these are exactly `rollouts` paths of `horizon` steps.
+
+    The same seed gives the same paths, whatever the number of threads. All random numbers of the n-th
+    `collect` come from a stream named by (seed, n). To be able to resume at an iteration, call
+    `restart(tasks, (seed, iteration))` at the start of each.
+    """
+
+    def __init__(self, family, tasks, rollouts, horizon=None, seed=0, oracle=False, threads=2):
+        self.family = FAMILIES[family]
+        self.rollouts = rollouts
+        self.horizon = self.family.horizon if horizon is None else horizon
+        self.oracle = oracle
+        self._world = self.family.env.world(len(tasks) * rollouts, threads)
+        self.restart(tasks, seed)
+
+    def restart(self, tasks, seed):
+        """Use other tasks (as many as before) and begin the stream of `seed`; cheaper than a new Sampler."""
+        self.tasks = np.asarray(tasks, np.float64)
+        self._env_tasks = np.repeat(self.tasks, self.rollouts, axis=0)
+        self._seed = tuple(np.atleast_1d(seed).tolist())
+        self._collected = 0
+
+    def _observe(self):
+        """float32 observations of all simulations [tasks * rollouts, obs_dim]."""
+        observations = self._world.observe()
+        return (with_task(observations, self._env_tasks) if self.oracle else observations).astype(np.float32)
+
+    def collect(self, act):
+        """Paths of all tasks.
+
+        act(observations [tasks, rollouts, obs_dim] float32, noise [tasks, rollouts, act_dim] float32)
+            -> actions [tasks, rollouts, act_dim], as mean + std * noise; noise is standard normal. It is
+            called for all simulations each time; what it says for those that have finished is not used.
+
+        Raises FloatingPointError when the policy's actions are not finite, or a half-cheetah diverges.
+        """
+        entropy = np.random.SeedSequence((*self._seed, self._collected))
+        reset_rng, noise_rng = (np.random.Generator(np.random.Philox(child)) for child in entropy.spawn(2))
+        self._collected += 1
+        tasks, rollouts, horizon = len(self.tasks), self.rollouts, self.horizon
+        env_class, n, wanted = self.family.env, tasks * rollouts, rollouts * horizon
+
+        # Row e: simulation e's time steps. The last path starts before `horizon` and ends within another.
+        shape = n, 2 * horizon
+        self._world.reset(np.arange(n), reset_rng)
+        observations = self._observe()
+        all_observations = np.empty((*shape, observations.shape[1]), np.float32)
+        all_actions = np.empty((*shape, env_class.action_size), np.float32)
+        all_rewards = np.empty(shape)
+
+        # Paths of a task, as started: (simulation, its first time step), and the length up to now.
+        started = [[(task * rollouts + k, 0) for k in range(rollouts)] for task in range(tasks)]
+        lengths = np.zeros((tasks, wanted), np.int64)
+        task_of = np.repeat(np.arange(tasks), rollouts)
+        path_of = np.tile(np.arange(rollouts), tasks)  # the path that a simulation is in
+        running = np.ones(n, bool)
+
+        step = 0
+        while running.any():
+            noise = noise_rng.standard_normal((tasks, rollouts, env_class.action_size), np.float32)
+            actions = act(observations.reshape(tasks, rollouts, -1), noise)
+            actions = np.asarray(actions, np.float32).reshape(n, -1)
+            if not np.isfinite(actions).all():
+                raise FloatingPointError(f"the policy's actions are not finite at time step {step}")
+            ids = None if running.all() else np.flatnonzero(running)
+            rewards, terminated = self._world.step(actions, self._env_tasks, ids)
+            all_observations[:, step] = observations
+            all_actions[:, step] = actions
+            all_rewards[:, step] = rewards
+            step += 1
+            lengths[task_of[running], path_of[running]] += 1
+            ended = running & (terminated | (lengths[task_of, path_of] == horizon))
+            if step < horizon:  # the task has rollouts x step time steps so far, fewer than wanted
+                ids = np.flatnonzero(ended)
+                if len(ids):
+                    self._world.reset(ids, reset_rng)
+                for e in ids:
+                    path_of[e] = len(started[task_of[e]])
+                    started[task_of[e]].append((e, step))
+            else:
+                running &= ~ended & _needed(lengths, wanted)[task_of, path_of]
+            observations = self._observe()
+
+        needed = _needed(lengths, wanted)
+        path_lengths = [row[keep] for row, keep in zip(lengths, needed)]
+        kept = [
+            [(e, slice(start, start + length)) for (e, start), length in zip(paths, kept_lengths)]
+            for paths, kept_lengths in zip(started, path_lengths)
+        ]
+        arrays = (_lay_out(kept, source) for source in (all_observations, all_actions, all_rewards))
+        return Paths(*arrays, path_lengths)
+
+
+def _needed(lengths, wanted):
+    """[tasks, paths] bool: the path has begun, and those before it do not suffice; lengths: as started.
+
+    A running path counts with its length up to now, so a path that is not needed will never be needed.
+    """
+    return (np.cumsum(lengths, axis=1) - lengths < wanted) & (lengths > 0)
+
+
+def _lay_out(kept, source):
+    """source [n, steps, ...] -> [tasks, rows, ...]; kept: each task's paths as (simulation, time steps)."""
+    tasks = [np.concatenate([source[path] for path in paths]) for paths in kept]
+    result = np.zeros((len(tasks), max(map(len, tasks)), *source.shape[2:]), source.dtype)
+    for rows, samples in zip(result, tasks):
+        rows[: len(samples)] = samples
+    return result
+
+
+def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=2, threads=2):
+    """Environment steps a second of a MuJoCo family in tasks x rollouts simulations, all in this call.
+
+    Returns a dict, each rate the best of `repeats` in turn. `sampler`: samples kept by a whole `collect`, a
+    100-100 ReLU Gaussian policy in numpy in the loop; `raw`: `mujoco.batch` stepping the same model `steps`
+    times and nothing else; `sync_vector`: gymnasium's SyncVectorEnv given ready actions, steps / 4 times.
+    And the ratios `sampler/raw` and `sampler/sync_vector`.
+    """
+    env, n, rng = FAMILIES[family].env, tasks * rollouts, np.random.default_rng(0)
+    sizes = (env.observation_size, 100, 100, env.action_size)
+    weights = [
+        (rng.uniform(-1, 1, pair) * np.sqrt(6 / sum(pair))).astype(np.float32) for pair in pairwise(sizes)
+    ]
+    actions = np.clip(rng.standard_normal((steps, n, env.action_size), np.float32), -1, 1)
+    sampler = Sampler(family, env.sample_tasks(rng, tasks), rollouts, threads=threads)
+    world = env.world(n, threads)
+    envs = gymnasium.make_vec(FAMILIES[family].id, num_envs=n, vectorization_mode="sync")
+
+    def act(observations, noise):
+        hidden = observations
+        for weight in weights[:-1]:
+            hidden = np.maximum(hidden @ weight, 0)
+        return hidden @ weights[-1] + noise
+
+    def collect():
+        return sampler.collect(act).valid.sum()
+
+    def step_raw():
+        for action in actions:
+            world.batch.ctrl[:] = action
+            world.batch.step()
+        return steps * n
+
+    def step_sync_vector():
+        for action in actions[::4]:
+            envs.step(action)
+        return len(actions[::4]) * n
+
+    rates = dict.fromkeys(("sampler", "raw", "sync_vector"), 0.0)
+    for _ in range(repeats):
+        world.reset(np.arange(n), rng)
+        envs.reset(seed=0)
+        for name, run in zip(rates, (collect, step_raw, step_sync_vector)):
+            start = time.perf_counter()
+            count = run()
+            rates[name] = max(rates[name], float(count / (time.perf_counter() - start)))
+    envs.close()
+    return rates | {f"sampler/{name}": rates["sampler"] / rates[name] for name in ("raw", "sync_vector")}

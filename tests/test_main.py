@@ -1,0 +1,190 @@
+"""The real program, in processes of its own: training, kills, resuming, testing, and bad input."""
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import image_folders
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_vectors import Case
+
+MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
+SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
+
+
+def command(*flags):
+    return [sys.executable, str(MAIN), *map(str, flags)]
+
+
+def run(*flags, code=0):
+    """Run main.py to its end; returns what it printed, after checking the exit code."""
+    result = subprocess.run(command(*flags), capture_output=True, text=True, timeout=300)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout if code == 0 else result.stderr
+
+
+def start(*flags):
+    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process):
+    deadline = time.time() + 120
+    while not path.exists():
+        assert process.poll() is None and time.time() < deadline, process.stdout.read()
+        time.sleep(0.01)
+
+
+def assert_same_state(one, other):
+    with np.load(one) as a, np.load(other) as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A finished short sinusoid run."""
+    logdir = tmp_path_factory.mktemp('trained')
+    output = run(f'--logdir={logdir}', '--metatrain_iterations=3000', '--save_interval=250')
+    return logdir, output
+
+
+def test_training_and_its_test(trained):
+    """`python main.py`, shorter: the loss after adaptation falls, and the files are those promised."""
+    logdir, output = trained
+    lines = [line for line in output.splitlines() if line.startswith('Iteration')]
+    assert [line.split(':')[0] for line in lines] == ['Iteration 1000', 'Iteration 2000', 'Iteration 3000']
+    assert float(lines[2].split(', ')[1]) < 0.75 * float(lines[0].split(', ')[1])
+    assert 'update_lr=0.01   (section 5.1, Table 2)' in output and '<- the paper reads this' in output
+    folder = logdir / SINE
+    assert len(list(folder.glob('model*.npz'))) == 10
+    result = json.loads((folder / 'test_ubs10_stepsize0.01.json').read_text())
+    assert result['columns'][:3] == ['support, before adaptation', 'query, before adaptation', 'query, after 1 step']
+    assert result['mean'][2] < result['mean'][1] and result['settings']['update_lr'] == 0.01
+    rows = list(csv.reader((folder / 'test_ubs10_stepsize0.01.csv').open()))
+    assert rows[0] == [f'update{n}' for n in range(11)] and len(rows) == 4
+    np.testing.assert_allclose(np.float64(rows[1]), [result['mean'][0], *result['mean'][2:]], rtol=1e-6)
+    np.testing.assert_allclose(np.float64(rows[3]), 1.96 * np.float64(rows[2]) / np.sqrt(600), rtol=1e-6)
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['settings']['metatrain_iterations'] == 3000 and 'update_lr' in config['from_the_paper']
+
+
+def test_tensorboard_has_the_originals_names(trained):
+    tags = set()
+    for path in (trained[0] / SINE).glob('events*'):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            tags.update((value.tag, event.step) for value in event.summary.value)
+    assert {tag for tag, _ in tags} == {'metatrain_Pre-update_loss', 'metatrain_Post-update_loss__step_1'}
+    assert {step for _, step in tags} == set(range(0, 3000, 100))
+
+
+def test_a_run_that_is_killed_and_resumed_ends_the_same(trained, tmp_path):
+    """kill -9 in the middle, then the same command again: the same weights and slots, bit for bit."""
+    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=3000', '--save_interval=250']
+    process = start(*flags)
+    wait_for(tmp_path / SINE / 'model750.npz', process)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / SINE / 'model3000.npz').exists()
+    assert 'Restoring model weights' in run(*flags)
+    assert_same_state(tmp_path / SINE / 'model3000.npz', trained[0] / SINE / 'model3000.npz')
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path):
+    """An interrupt between two checkpoints loses nothing; a damaged newer checkpoint is named and passed over."""
+    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=3000', '--save_interval=250']
+    process = start(f'--logdir={tmp_path}', '--metatrain_iterations=200000', '--save_interval=250')
+    wait_for(tmp_path / SINE / 'model250.npz', process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and 'the same command goes on from here' in output
+    newest = max(int(path.stem[5:]) for path in (tmp_path / SINE).glob('model*.npz'))
+    assert f'{newest} of 200000 iterations done' in output
+    if newest < 3000:                                    # on a very fast machine the interrupt comes later
+        damaged = tmp_path / SINE / f'model{newest + 1}.npz'
+        damaged.write_bytes((tmp_path / SINE / f'model{newest}.npz').read_bytes()[:-2000])
+        output = run(*flags)
+        assert f'skipped: {damaged} cannot be read' in output and f'{newest} iterations are done' in output
+        assert_same_state(tmp_path / SINE / 'model3000.npz', trained[0] / SINE / 'model3000.npz')
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    error = run(f'--logdir={tmp_path}', '--update_lr=1e30', '--metatrain_iterations=1000', '--log=False', code=2)
+    assert 'not finite at iteration 0' in error and len(error.splitlines()) == 1
+
+
+def test_settings_of_another_run_are_refused_and_resume_false_keeps_the_old_one(trained, tmp_path):
+    flags = [f'--logdir={tmp_path}', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']
+    run(*flags, '--metatrain_iterations=100')
+    old = (tmp_path / SINE / 'model100.npz').read_bytes()
+    assert '--meta_lr=0.001, not 0.5' in run(*flags, '--metatrain_iterations=200', '--meta_lr=0.5', code=2)
+    assert SINE + '.1' in run(*flags, '--metatrain_iterations=100', '--resume=False', '--seed=2')
+    assert (tmp_path / f'{SINE}.1' / 'model100.npz').read_bytes() == old
+
+
+def test_original_checkpoint_and_images(tmp_path):
+    """A TF1 checkpoint with the original's names is taken up and tested; then trained from, on images."""
+    data, logdir = image_folders.miniimagenet(tmp_path / 'data'), tmp_path / 'logs'
+    case = Case('miniimagenet_5way_1shot')
+    names = json.loads(str(case['tf_names']))
+    prefix = str(tmp_path / 'model59000')
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[names[key] for key in case.weights],
+                      shape_and_slices=[''] * len(names), tensors=list(case.weights.values()))
+    flags = ['--datasource=miniimagenet', f'--data_dir={data}', '--num_filters=8', f'--logdir={logdir}',
+             f'--init_from={prefix}', '--num_test_tasks=4', '--test_num_updates=2']
+    output = run(*flags, '--train=False', '--test_set')
+    assert 'accuracy over 4 tasks' in output and 'query, after 2 steps' in output
+    run(*flags, '--metatrain_iterations=2', '--meta_batch_size=2', '--num_updates=1', '--train_query=2',
+        '--meta_lr=0')                                     # trains in place: the weights stay
+    with np.load(next(logdir.glob('*numstep1*/model2.npz'))) as saved:
+        for name, value in case.weights.items():
+            np.testing.assert_array_equal(saved[f'weights/{name}'], value)
+        assert saved['metatrain_adam/t'] == 2
+    assert 'does not fit this network: conv1' in run(*flags, '--train=False', '--num_filters=9', code=2)
+
+
+@pytest.mark.parametrize('flags, words', [
+    (['--datasource=mnist'], ['--datasource=mnist', 'omniglot']),
+    (['--no_such_flag=1'], ['no_such_flag']),
+    (['--train', 'False'], ["'False' is not a flag", '--flag=value']),
+    (['--update_batch_size=ten'], ['update_batch_size', 'ten']),
+    (['--meta_batch_size=0'], ['--meta_batch_size=0', '1 or more']),
+    (['--baseline=oracle', '--datasource=omniglot'], ['oracle', 'sinusoid']),
+    (['--max_pool', '--conv=False', '--datasource=omniglot'], ['--max_pool']),
+    (['--test_iter=100'], ['--train=False']),
+    (['--metatrain_iterations=0'], ['nothing to train']),
+    (['--seed=-1'], ['--seed=-1', '0 or more']),
+    (['--train=False', '--logdir=/nowhere/at/all'], ['no checkpoint in /nowhere/at/all', 'train first']),
+    (['--datasource=omniglot', '--data_dir=/nowhere/at/all'], ['no images in /nowhere/at/all', 'data/README.md']),
+    (['--init_from=/nowhere/model1', '--train=False'], ['/nowhere/model1', 'check the path']),
+])
+def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
+    error = run(*flags, code=2)
+    assert len(error.splitlines()) == 1, error
+    for word in words:
+        assert word in error
+
+
+def test_oracle_and_pretraining_use_their_own_optimiser(tmp_path):
+    """The README's baseline commands, shorter."""
+    common = [f'--logdir={tmp_path}', '--norm=None', '--update_batch_size=10', '--log=False', '--num_test_tasks=5']
+    run(*common, '--pretrain_iterations=300', '--metatrain_iterations=0')
+    run(*common, '--pretrain_iterations=200', '--metatrain_iterations=100', '--baseline=oracle')
+    pretrained, oracle = (next(tmp_path.glob(f'*{kind}*/model300.npz')) for kind in ('pretrain', 'oracle'))
+    for path in (pretrained, oracle):
+        with np.load(path) as saved:
+            assert (saved['pretrain_adam/t'], saved['metatrain_adam/t']) == (300, 0)
+    with np.load(oracle) as saved:
+        assert saved['weights/w1'].shape == (3, 40)
+
+
+def test_help_is_quick_and_lists_the_flags():
+    """Flags are read before TensorFlow is loaded."""
+    result = subprocess.run(command('--help'), capture_output=True, text=True, timeout=60, env={**os.environ})
+    assert '--update_batch_size' in result.stdout and 'K of K-shot' in result.stdout

@@ -1,0 +1,128 @@
+"""MAML's own parts, where the original's numbers do not reach: initial weights, learned step sizes, plain forms."""
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from maml import MAML, Network
+from utils import Adam
+
+SINUSOID = Network()
+OMNIGLOT = Network(dim_output=5, dim_input=784, conv=True, img_size=28, channels=1, norm='batch_norm')
+MINIIMAGENET = Network(dim_output=5, dim_input=84 * 84 * 3, conv=True, img_size=84, channels=3, num_filters=32,
+                       max_pool=True, flatten=True, norm='batch_norm')
+
+
+def tasks(num_tasks=3, k=10, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-5, 5, [num_tasks, 2 * k, 1])
+    y = rng.uniform(0.1, 5, [num_tasks, 1, 1]) * np.sin(x - rng.uniform(0, np.pi, [num_tasks, 1, 1]))
+    x, y = np.float32(x), np.float32(y)
+    return x[:, :k], y[:, :k], x[:, k:], y[:, k:]
+
+
+def numpy_weights(model):
+    return {name: weight.numpy() for name, weight in model.weights.items()}
+
+
+def test_initial_weights():
+    """Distributions of the original's initialisers (maml.py:168-208)."""
+    fc, omniglot, mini = (numpy_weights(MAML(network)) for network in (SINUSOID, OMNIGLOT, MINIIMAGENET))
+    assert abs(fc['w2']).max() < 0.02 and abs(fc['w2'].std() - 0.0088) < 0.0005      # truncated at two deviations
+    for weights, name, limit in ((omniglot, 'conv2', np.sqrt(6 / (9 * 128))), (mini, 'conv1', np.sqrt(6 / (9 * 35))),
+                                 (mini, 'w5', np.sqrt(6 / 805))):
+        assert 0.95 * limit < abs(weights[name]).max() <= limit
+        np.testing.assert_allclose(weights[name].std(), limit / np.sqrt(3), rtol=0.06)
+    assert mini['w5'].shape == (800, 5) and omniglot['w5'].shape == (64, 5)
+    np.testing.assert_allclose(omniglot['w5'].std(), 1, rtol=0.15)
+    assert all(not weights[f'b{i}'].any() for weights in (omniglot, mini) for i in range(1, 6))
+
+
+def test_weights_depend_on_the_seed():
+    first, same, other = (numpy_weights(MAML(SINUSOID, seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first['w2'], same['w2'])
+    assert not np.array_equal(first['w2'], other['w2'])
+
+
+@pytest.mark.parametrize('stop_grad', [False, True])
+def test_meta_gradient_is_that_of_the_papers_formula(stop_grad):
+    """Against central differences in float64: of L_b(theta - alpha grad L_a(theta)), and for first-order MAML of
+    L_b(theta - constant)."""
+    model = MAML(SINUSOID, num_updates=1, dtype=tf.float64, stop_grad=stop_grad)
+    for name, weight in model.weights.items():            # away from the small start, where there is no curvature
+        weight.assign(tf.random.stateless_normal(weight.shape, [7, len(name)], stddev=0.4, dtype=tf.float64))
+    batch = [tf.constant(part, tf.float64) for part in tasks()]
+    gradients, _ = model.meta_gradient(batch)
+    direction = {name: tf.random.stateless_normal(w.shape, [8, len(name)], dtype=tf.float64)
+                 for name, w in model.weights.items()}
+    theta = {name: tf.convert_to_tensor(weight) for name, weight in model.weights.items()}
+
+    def loss(epsilon):
+        total = 0
+        for inputa, labela, inputb, labelb in zip(*batch):
+            moved = {name: theta[name] + epsilon * direction[name] for name in theta}
+            start = theta if stop_grad else moved
+            adapted, _, _ = model.inner_step(start, inputa, labela, 0)
+            phi = {name: moved[name] + adapted[name] - start[name] for name in theta}
+            total += model.loss_func(model.forward(inputb, phi), labelb)
+        return total / 3
+
+    slope = sum(float(tf.reduce_sum(gradients[name] * direction[name])) for name in gradients)
+    np.testing.assert_allclose(slope, float(loss(1e-6) - loss(-1e-6)) / 2e-6, rtol=1e-4)
+
+
+def test_learned_step_sizes():
+    """At the start they change nothing; their gradient is -sum(grad L_b(theta') * grad L_a); training moves them."""
+    plain, learned = MAML(SINUSOID, num_updates=2), MAML(SINUSOID, num_updates=2, learn_update_lr=True)
+    batch = tasks()
+    ours, _ = plain.meta_gradient(batch)
+    gradients, _ = learned.meta_gradient(batch)
+    assert set(gradients) - set(ours) == {f'update_lr/{name}' for name in ours}
+    for name, gradient in ours.items():
+        np.testing.assert_allclose(gradients[name], gradient, rtol=1e-5, atol=1e-7)
+
+    theta = {name: tf.convert_to_tensor(weight) for name, weight in plain.weights.items()}
+    expected = 0
+    for inputa, labela, inputb, labelb in zip(*(tf.constant(part) for part in batch)):
+        first, _, _ = plain.inner_step(theta, inputa, labela, 0)
+        second, _, _ = plain.inner_step(first, inputa, labela, 1)
+        with tf.GradientTape() as tape:
+            tape.watch(second)
+            loss = plain.loss_func(plain.forward(inputb, second), labelb)
+        inner = (first['w2'] - second['w2']) / 0.01
+        expected -= tf.reduce_sum(tape.gradient(loss, second['w2']) * inner) / 3
+    np.testing.assert_allclose(gradients['update_lr/w2'][1], expected, rtol=1e-3)
+
+    learned.train_step(batch)
+    assert abs(learned.weights['update_lr/w2'].numpy() - 0.01).min() > 1e-4
+    assert learned.evaluate(batch, 4).shape == (3, 6)     # more steps than were trained
+
+
+def test_a_block_is_its_steps():
+    """One compiled call for many outer steps does what as many calls do, from any start within the block."""
+    block = [np.stack(parts) for parts in zip(*(tasks(seed=seed) for seed in range(5)))]
+    together, one_by_one = MAML(SINUSOID, vectorize=True), MAML(SINUSOID, vectorize=True)
+    metrics = np.concatenate([together.train_block(block, 0, 3).numpy()[:3], together.train_block(block, 3, 5).numpy()[3:]])
+    for step in range(5):
+        np.testing.assert_allclose(one_by_one.train_step([part[step] for part in block]), metrics[step], rtol=1e-4)
+    for name, weight in together.weights.items():
+        np.testing.assert_allclose(weight, one_by_one.weights[name], rtol=1e-3, atol=1e-6)
+
+
+def test_adam_is_tf1s():
+    """Against the formula of TF1's documentation, written in NumPy."""
+    weights = {'w': tf.Variable([1.0, -2.0, 3.0])}
+    adam, w, m, v = Adam(weights, 0.1), np.array([1.0, -2.0, 3.0]), 0, 0
+    for t in range(1, 6):
+        gradient = np.array([0.5, -1e-7, 2.0]) * t
+        adam.apply(weights, {'w': tf.constant(gradient, tf.float32)})
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
+        w = w - 0.1 * np.sqrt(1 - 0.999 ** t) / (1 - 0.9 ** t) * m / (np.sqrt(v) + 1e-8)
+    np.testing.assert_allclose(weights['w'], w, rtol=2e-4)
+
+
+def test_uint8_images_are_divided_by_255():
+    model = MAML(OMNIGLOT, True, update_batch_size=1)
+    image = np.random.default_rng(0).integers(0, 256, [2, 5, 784]).astype(np.uint8)
+    label = np.broadcast_to(np.eye(5, dtype=np.float32), [2, 5, 5])
+    as_bytes, as_floats = (model.evaluate((x, label, x, label), 1) for x in (image, np.float32(image) / 255))
+    np.testing.assert_array_equal(as_bytes, as_floats)

@@ -1,0 +1,314 @@
+"""The outer and the inner step against plain restatements, and TRPO on problems solved by hand."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_rl_golden import compiled, load, relative_error
+
+from rl.maml_trpo import MamlTrpo, MetaSettings
+from rl.policy import GaussianPolicy, unflatten
+from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.trpo import TrustRegion, finite_difference_product, initial_step_size, line_search, trpo_step
+
+POLICY = GaussianPolicy(3, 2, hidden_sizes=(8, 8), nonlinearity="tanh")
+ROWS = [[7, 12, 9], [10, 5, 12], [12, 11, 3]]  # of each task at each step
+
+
+def random_samples(policy, phi, rows, rng, total=12):
+    """Samples that phi drew for tasks with these numbers of rows, of `total`; padding 0, advantages any."""
+    shape = (len(rows), total)
+    valid = (np.arange(total) < np.array(rows)[:, None]).astype(np.float32)
+    observations = rng.standard_normal((*shape, policy.obs_dim)) * valid[..., None]
+    actions = policy.act(phi, observations, rng.standard_normal((*shape, policy.act_dim))) * valid[..., None]
+    return Samples.drawn_by(policy, phi, observations, actions, rng.standard_normal(shape) * valid, valid)
+
+
+def meta_problem(policy=POLICY, moved=0.1, **settings):
+    """MamlTrpo, a theta that is `moved` from the one that drew the samples, and those samples."""
+    rng = np.random.default_rng(0)
+    maml = compiled(policy, MetaSettings(update_lr=0.3, **settings))
+    theta = (maml.init(seed=1) + 0.1 * rng.standard_normal(maml.init(seed=1).shape)).astype(np.float32)
+    phi, steps = for_all_tasks(maml.weights(theta), 3), []
+    for rows, alpha in zip(ROWS, [*maml.step_sizes(theta), None]):
+        steps.append(random_samples(policy, phi, rows, rng))
+        if alpha is not None:
+            phi = adapt(policy, phi, steps[-1], alpha)
+    return maml, (theta + moved * rng.standard_normal(theta.shape)).astype(np.float32), steps
+
+
+def plain_loss_and_kl(maml, theta, steps):
+    """The objective again, from the paper: loops, nested tapes, nothing of the program but the shapes."""
+    s, policy, names = maml.settings, maml.policy, list(maml.policy.shapes)
+    losses, kls = [], []
+
+    def log_density(x, mean, log_std):
+        return tf.reduce_sum(
+            -((x - mean) ** 2) / (2 * tf.exp(2 * log_std)) - log_std - 0.5 * np.log(2 * np.pi), 1
+        )
+
+    def forward(phi, observations):
+        h = observations
+        if policy.context_size:
+            h = tf.concat([h, tf.repeat(phi["context"][None], len(h), 0)], 1)
+        for i in range(2):
+            h = tf.tanh(tf.matmul(h, phi[f"W{i}"]) + phi[f"b{i}"])
+        return tf.matmul(h, phi["W2"]) + phi["b2"], tf.maximum(phi["std_param"], np.log(1e-6))
+
+    for i in range(len(ROWS[0])):
+        phi = unflatten(theta, maml.shapes)
+        for j, samples in enumerate(steps):
+            n = ROWS[j][i]
+            o, a, adv, old = (
+                x[i, :n] for x in (samples.observations, samples.actions, samples.advantages, samples.mean)
+            )
+            with tf.GradientTape() as tape:
+                tape.watch(phi)
+                mean, log_std = forward(phi, o)
+                inner = -tf.reduce_mean(log_density(a, mean, log_std) * adv)
+            if j == s.kl_constrain_step % len(steps):
+                terms = ((old - mean) ** 2 + tf.exp(2 * samples.log_std[i])) / (2 * tf.exp(2 * log_std)) - 0.5
+                kls += tf.unstack(tf.reduce_sum(terms + log_std - samples.log_std[i], 1))
+            if j == s.num_updates:
+                ratio = tf.exp(log_density(a, mean, log_std) - log_density(a, old, samples.log_std[i]))
+                losses.append(-tf.reduce_mean(ratio * adv))
+                continue
+            gradients = {k: g for k, g in tape.gradient(inner, phi).items() if k in names}
+            for k, name in enumerate(policy.adapted):
+                g = tf.stop_gradient(gradients[name]) if s.stop_grad else gradients[name]
+                phi[name] = phi[name] - (phi["alpha"][j, k] if s.learn_update_lr else s.update_lr) * g
+    return tf.reduce_mean(losses), tf.reduce_mean(kls)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_updates": 1},
+        {"num_updates": 2},
+        {"num_updates": 2, "stop_grad": True},
+        {"num_updates": 2, "kl_constrain_step": 0, "policy": dataclasses.replace(POLICY, context_size=4)},
+        {"num_updates": 2, "kl_constrain_step": 1, "learn_update_lr": True},
+        {"num_updates": 0},
+    ],
+    ids=["one", "two", "first_order", "context", "learned_alpha", "none"],
+)
+def test_objective_is_the_plain_one(settings):
+    maml, theta, steps = meta_problem(**settings)
+    steps = steps[: maml.settings.num_updates + 1]
+    variable = tf.constant(theta)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(variable)
+        loss, mean_kl = plain_loss_and_kl(maml, variable, steps)
+    np.testing.assert_allclose(maml.loss_and_kl(theta, steps), (loss, mean_kl), rtol=1e-5, atol=1e-6)
+    assert relative_error(maml.loss_gradient(theta, steps), tape.gradient(loss, variable)) < 1e-5
+    assert relative_error(maml.kl_gradient(theta, steps), tape.gradient(mean_kl, variable)) < 1e-5
+
+
+def test_stop_grad_changes_the_gradient_alone():
+    (full, theta, steps), (first_order, _, _) = (
+        meta_problem(num_updates=2),
+        meta_problem(num_updates=2, stop_grad=True),
+    )
+    assert full.loss_and_kl(theta, steps) == pytest.approx(first_order.loss_and_kl(theta, steps), abs=1e-7)
+    assert relative_error(first_order.loss_gradient(theta, steps), full.loss_gradient(theta, steps)) > 0.01
+
+
+@pytest.mark.parametrize("kl_constrain_step", [-1, 0, 1, 2])
+def test_kl_is_zero_at_the_policies_that_sampled(kl_constrain_step):
+    maml, theta, steps = meta_problem(moved=0.0, num_updates=2, kl_constrain_step=kl_constrain_step)
+    loss, mean_kl = maml.loss_and_kl(theta, steps)
+    assert abs(mean_kl) < 1e-6
+    post = steps[-1]
+    mean_advantage = np.sum(post.advantages, axis=1) / np.sum(
+        post.valid, axis=1
+    )  # all likelihood ratios are 1
+    assert loss == pytest.approx(-mean_advantage.mean(), abs=1e-6)
+    assert maml.loss_and_kl(theta + 0.1, steps)[1] > 1e-3
+
+
+def test_kl_constrain_step_out_of_range():
+    for step in (-2, 2):
+        with pytest.raises(ValueError, match="kl_constrain_step"):
+            MamlTrpo(POLICY, MetaSettings(num_updates=1, kl_constrain_step=step))
+
+
+def test_padded_rows_do_not_matter():
+    maml, theta, steps = meta_problem(num_updates=2)
+    rng = np.random.default_rng(5)
+
+    def garbage(x):
+        x = np.concatenate([x, np.zeros((3, 4, *x.shape[2:]), np.float32)], axis=1)  # four rows more
+        return np.where(
+            padding.reshape(padding.shape + (1,) * (x.ndim - 2)), 1e3 * rng.standard_normal(x.shape), x
+        )
+
+    dirty = []
+    for samples, rows in zip(steps, ROWS):
+        padding = np.arange(16) >= np.array(rows)[:, None]
+        fields = [garbage(x.numpy()).astype(np.float32) for x in (*samples[:3], samples.mean)]
+        dirty.append(Samples(*fields[:3], (~padding).astype(np.float32), fields[3], samples.log_std))
+    for function in (maml.loss_and_kl, maml.loss_gradient, maml.kl_gradient):
+        np.testing.assert_allclose(function(theta, dirty), function(theta, steps), rtol=1e-6, atol=1e-7)
+    phi = for_all_tasks(maml.weights(theta), 3)
+    for name, weight in adapt(POLICY, phi, dirty[0], 0.3).items():
+        np.testing.assert_allclose(weight, adapt(POLICY, phi, steps[0], 0.3)[name], rtol=1e-6, atol=1e-7)
+
+
+def test_order_of_rows_and_of_tasks():
+    maml, theta, steps = meta_problem(num_updates=2)
+    expected = [f(theta, steps) for f in (maml.loss_and_kl, maml.loss_gradient, maml.kl_gradient)]
+
+    def reversed_rows(samples, rows):
+        order = np.array([[*reversed(range(n)), *range(n, 12)] for n in rows])
+        return Samples(*[tf.gather(x, order, batch_dims=1) for x in samples[:-1]], samples.log_std)
+
+    rows = [reversed_rows(samples, n) for samples, n in zip(steps, ROWS)]
+    tasks = [Samples(*[x[::-1] for x in samples]) for samples in steps]
+    mixed = [tasks[0], *steps[1:]]  # the inner samples of other tasks: this must be seen
+    for other in (rows, tasks):
+        got = [f(theta, other) for f in (maml.loss_and_kl, maml.loss_gradient, maml.kl_gradient)]
+        for a, b in zip(got, expected):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert relative_error(maml.loss_gradient(theta, mixed), expected[1]) > 0.01
+
+
+def test_compiled_once():
+    maml, theta, steps = meta_problem(num_updates=2)
+    few = [Samples(*[x[:2, :12] for x in samples[:-1]], samples.log_std[:2]) for samples in steps]
+    for data in (steps, few):
+        maml.loss_and_kl(theta, data), maml.loss_gradient(theta, data), maml.kl_gradient(theta, data)
+    for function in (maml._loss_and_kl, maml._loss_gradient, maml._kl_gradient):
+        assert function.experimental_get_tracing_count() == 1
+
+
+def test_outer_step_keeps_its_promises():
+    maml, theta, steps = meta_problem(moved=0.0, num_updates=1, learn_update_lr=True)
+    step = maml.step(theta, steps[:2])
+    assert step.accepted and step.loss_after < step.loss_before and step.kl_after < 0.01
+    assert (step.loss_after, step.kl_after) == pytest.approx(
+        maml.loss_and_kl(step.theta, steps[:2]), abs=1e-7
+    )
+    assert np.abs(maml.step_sizes(step.theta) - 0.3).max() > 1e-3
+    assert maml.step_sizes(step.theta).shape == (1, len(POLICY.adapted))
+
+
+def test_inner_step_changes_the_context_alone():
+    policy = dataclasses.replace(POLICY, context_size=4)
+    phi = for_all_tasks(policy.init(seed=0), 3)
+    samples = random_samples(policy, phi, ROWS[0], np.random.default_rng(0))
+    changed = {
+        name for name, w in adapt(policy, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])
+    }
+    assert changed == {"context"}
+    phi = for_all_tasks(POLICY.init(seed=0), 3)
+    samples = random_samples(POLICY, phi, ROWS[0], np.random.default_rng(0))
+    changed = {
+        name for name, w in adapt(POLICY, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])
+    }
+    assert changed == set(POLICY.shapes)  # the log std too
+
+
+def test_exact_hessian_is_another_algorithm():
+    """The original's finite difference takes too large a step to be the Hessian; autodiff must disagree."""
+    case = load("trpo_point_tanh")
+    v, golden = case.g["hvp/v_grad"], case.g["hvp/Hv_grad"]
+
+    def product(step):
+        scaled = v * np.float32(step)
+        return (
+            finite_difference_product(lambda t: case.maml.kl_gradient(t, case.steps), case.theta, scaled)
+            / step
+        )
+
+    theta = tf.constant(case.theta)
+    with tf.GradientTape() as outer:
+        outer.watch(theta)
+        with tf.GradientTape() as inner:
+            inner.watch(theta)
+            mean_kl = plain_kl(case, theta)
+        slope = tf.reduce_sum(inner.gradient(mean_kl, theta) * v)
+    exact = outer.gradient(slope, theta).numpy() + 1e-5 * v
+    assert relative_error(product(1.0) + 1e-5 * v, golden) < 1e-3
+    assert relative_error(exact, golden) > 0.1
+    assert relative_error(product(0.05) + 1e-5 * v, exact) < 0.02  # a small step would approach it
+
+
+def plain_kl(case, theta):
+    """Mean KL of a golden case without map_fn, so that it can be differentiated twice from outside."""
+    tasks = [[samples.of_task(i) for samples in case.steps] for i in range(3)]
+    weights = unflatten(theta, case.maml.shapes)
+    total = tf.add_n([case.maml._task_kl(case.maml._policies(weights, task), task) for task in tasks])
+    return total / tf.reduce_sum(case.steps[-1].valid)
+
+
+# TRPO alone, on problems that can be solved by hand.
+
+MATRIX = np.array([[4.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]], np.float32)
+SLOPE = np.array([1.0, -2.0, 0.5], np.float32)
+START = np.array([0.3, -0.2, 0.4], np.float32)
+
+
+def quadratic_step(loss_scale=1.0, damping=1e-5):
+    def loss_and_kl(theta):
+        d = theta - START
+        return loss_scale * float(SLOPE @ d), float(d @ MATRIX @ d) / 2
+
+    return trpo_step(
+        loss_and_kl, lambda t: SLOPE, lambda t: MATRIX @ (t - START), START, TrustRegion(damping=damping)
+    )
+
+
+def test_trpo_on_a_quadratic():
+    step = quadratic_step(damping=0.0)
+    np.testing.assert_allclose(step.direction, np.linalg.solve(MATRIX, SLOPE), rtol=1e-4)
+    assert step.trials[0][1] == pytest.approx(0.01, rel=1e-4)  # beta is made for that
+    assert step.accepted and step.loss_after < step.loss_before
+    np.testing.assert_allclose(
+        step.theta, START - step.step_size * step.direction * 0.8 ** (len(step.trials) - 1)
+    )
+    damped = quadratic_step(damping=1.0)
+    np.testing.assert_allclose(damped.direction, np.linalg.solve(MATRIX + np.eye(3), SLOPE), rtol=1e-4)
+
+
+def test_trpo_rejects_a_step_that_does_not_help():
+    step = quadratic_step(loss_scale=-1.0)
+    assert not step.accepted and len(step.trials) == 15
+    np.testing.assert_array_equal(step.theta, START)
+    assert (step.loss_after, step.kl_after) == (step.loss_before, step.kl_before)
+
+
+@pytest.mark.parametrize(
+    "values, trials, accepted",
+    [
+        ([(-1, 0.02), (-1, 0.011), (-1, 0.009)], 3, True),
+        ([(1, 0.001), (0, 0.001), (-1, 0.001)], 3, True),  # a loss that stays is no progress
+        ([(-1, 0.01)], 1, False),  # the search stops at the limit, the last test wants less
+        ([(float("nan"), 0.001), (-1, float("nan")), (-1, 0.001)], 3, True),
+        ([(float("nan"), 0.001)] * 15, 15, False),
+        ([(-1, 0.02)] * 15, 15, False),
+    ],
+)
+def test_line_search(values, trials, accepted):
+    queue, points = iter(values), []
+    found, made = line_search(lambda t: points.append(t) or next(queue), START, SLOPE, loss_before=0.0)
+    assert made == values[:trials] and (found is not None) == accepted
+    np.testing.assert_allclose(points[-1], START - 0.8 ** (trials - 1) * SLOPE, rtol=1e-6)
+    assert points[-1].dtype == np.float32
+
+
+def test_finite_difference_is_symmetric_with_a_step_of_one_over_theta():
+    v = np.array([0.5, 1.0, -1.0], np.float32)
+    eps = 1 / np.linalg.norm(START)
+    expected = (
+        3 * START**2 * v + eps**2 * v**3 + 2 * START * v
+    )  # of theta^3 + theta^2 + 5: even powers of eps v cancel
+    np.testing.assert_allclose(
+        finite_difference_product(lambda t: t**3 + t**2 + 5, START, v), expected, rtol=1e-4
+    )
+
+
+def test_initial_step_size_without_curvature():
+    assert initial_step_size(SLOPE, -SLOPE, 0.01) == 1.0
+    assert initial_step_size(SLOPE, np.full(3, np.nan, np.float32), 0.01) == 1.0
+    assert initial_step_size(SLOPE, SLOPE, 0.01) == pytest.approx(np.sqrt(0.02 / (SLOPE @ SLOPE)))
