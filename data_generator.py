@@ -34,7 +34,9 @@ def prefetched(batch, first):
         arrays = tf.numpy_function(batch, [number], [array.dtype for array in like])
         return tuple(tf.ensure_shape(array, example.shape) for array, example in zip(arrays, like))
 
-    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(4)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1         # so that a draw never waits for the training step's threads
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(4).with_options(options)
 
 
 class SinusoidGenerator:

@@ -34,7 +34,7 @@ class MamlTrpo:
 
     `steps` is a sequence of num_updates + 1 Samples: those of each inner step, then those of the adapted
     policies. Tasks are mapped one by one with both gradients, inner and outer, inside the mapped function:
-    memory does not grow with the number of tasks. Each function is compiled once, for any number of tasks and rows.
+    memory does not grow with the tasks. Each function is compiled once, for any number of tasks and rows.
 
     Raises ValueError for a `kl_constrain_step` that names no policy.
     """

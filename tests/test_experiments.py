@@ -32,7 +32,8 @@ def test_unset_flags_take_the_papers_values(given, expected):
 
 def test_given_flags_win():
     """The original's usage line for MiniImagenet 5-shot means what it says: a meta-batch of 4."""
-    config = resolve(datasource='miniimagenet', update_batch_size=5, meta_batch_size=4, norm='layer_norm', max_pool=False)
+    config = resolve(datasource='miniimagenet', update_batch_size=5, meta_batch_size=4, norm='layer_norm',
+                     max_pool=False)
     assert (config.meta_batch_size, config.norm, config.max_pool) == (4, 'layer_norm', False)
 
 
