@@ -106,14 +106,14 @@ def measure(name, stop_grad, seconds, threads, data_dir, began):
     model = training.make_model(config, source, threads)
     blocks = iter(prefetched(generator.train_block, 0))
     start = time.time()
-    model.train_block(next(blocks), 0, source.block).numpy()
+    model.train_block(next(blocks), 0, source.block)
     first_step = time.time()
     times, waits = [], []
     while len(times) < 5 or (sum(times) < seconds and len(times) < 1000):
         before = time.perf_counter()
         block = next(blocks)
         drawn = time.perf_counter()
-        model.train_block(block, 0, source.block).numpy()
+        model.train_block(block, 0, source.block)
         times.append(time.perf_counter() - before)
         waits.append(drawn - before)
     milliseconds = 1000 * np.array(times) / source.block

@@ -58,6 +58,8 @@ flags.DEFINE_integer('test_query', None, 'query examples of a class in a test; d
 flags.DEFINE_integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
 flags.DEFINE_float('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 flags.DEFINE_integer('threads', None, 'cores to use; default: all.')
+flags.DEFINE_enum('distribute', None, ['mirrored', 'multiworker'], 'divide the tasks of a meta-batch over all devices '
+                  'of this machine, or over the processes that TF_CONFIG names (distribute.py).')
 
 
 def main():
@@ -86,7 +88,7 @@ def read_flags():
         fail(' '.join(str(error).split()) + ' (python main.py --help lists the flags)')
     if extra:
         fail(f'{extra[0]!r} is not a flag: write --flag=value')
-    given = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.argv[0])}
+    given = {flag.name: flag.value for flag in FLAGS.get_flags_for_module(sys.modules[__name__])}
     given['baseline'] = None if given['baseline'] == 'None' else given['baseline']
     values, origins = experiments.resolve(given)
     config = types.SimpleNamespace(**values)

@@ -55,8 +55,8 @@ class MAML:
         self.weights = {name: tf.Variable(tf.cast(value, dtype), name=name) for name, value in initial.items()}
         # Two optimisers that share no slots, as in the original (maml.py:142,145).
         self.pretrain_adam, self.metatrain_adam = Adam(self.weights, meta_lr), Adam(self.weights, meta_lr)
-        self.train_step = tf.function(self._train_step)
-        self.train_block = tf.function(self._train_block, jit_compile=vectorize)
+        self.train_step = tf.function(self.outer_step)
+        self.compiled_block = tf.function(self.outer_steps, jit_compile=vectorize or None)
         self.evaluate = tf.function(self._evaluate)
 
     # ---- The algorithm -------------------------------------------------------------------------------------
@@ -141,21 +141,28 @@ class MAML:
             return tf.vectorized_map(function, tasks)
         return tf.map_fn(function, tasks, fn_output_signature=dtype, parallel_iterations=self.parallel_tasks)
 
-    def _train_step(self, tasks, pretrain=False):
+    def outer_step(self, tasks, pretrain=False):
         """One outer step, theta <- theta - beta * (…), by Adam; returns the metrics before it."""
         gradients, metrics = self.meta_gradient(tasks, pretrain)
+        # Over all replicas of a tf.distribute strategy, each of which has its share of the tasks; else: as they are.
+        gradients, metrics = tf.distribute.get_replica_context().all_reduce('mean', [gradients, metrics])
         if self.clip and not pretrain:       # MiniImagenet: element-wise, before Adam (original maml.py:147-149)
             gradients = {name: tf.clip_by_value(g, -self.clip, self.clip) for name, g in gradients.items()}
         (self.pretrain_adam if pretrain else self.metatrain_adam).apply(self.weights, gradients)
         return metrics
 
-    def _train_block(self, block, first, last, pretrain=False):
-        """Outer steps first … last - 1 of a block of batches [iterations, tasks, …]; metrics, a row a step."""
+    def outer_steps(self, block, first, last, pretrain=False):
+        """outer_step for batches first … last - 1 of a block [iterations, tasks, …]; metrics, a row a batch."""
         numbers = 4 if self.classification else 2
         metrics = tf.TensorArray(self.dtype, size=block[0].shape[0], element_shape=[numbers])
         for step in tf.range(first, last):
-            metrics = metrics.write(step, self._train_step([part[step] for part in block], pretrain))
+            metrics = metrics.write(step, self.outer_step([part[step] for part in block], pretrain))
         return metrics.stack()
+
+    def train_block(self, block, first, last, pretrain=False):
+        """outer_steps as one compiled call: NumPy metrics [last - first, 2 or 4]."""
+        metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)
+        return metrics.numpy()[first:last]
 
     def _evaluate(self, tasks, num_updates):
         """task_evaluate for all tasks: [tasks, 2 + num_updates]."""

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
+import distribute
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from experiments import SOURCES, run_name
 from maml import MAML, Network
@@ -25,19 +26,25 @@ SUMMARY_INTERVAL = 100
 TEST_PRINT_INTERVAL = 500                # between two looks at the validation set (images only)
 # Settings that may differ between the parts of one run, or between training and testing.
 FREE = {'data_dir', 'init_from', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set',
-        'num_test_tasks', 'test_num_updates', 'test_query', 'threads', 'pretrain_iterations', 'metatrain_iterations'}
+        'num_test_tasks', 'test_num_updates', 'test_query', 'threads', 'distribute', 'pretrain_iterations',
+        'metatrain_iterations'}
 
 
 def run(config, origins, threads):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
     source = SOURCES[config.datasource]
+    strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
+    chief = distribute.is_chief(strategy)
     folder = os.path.join(config.logdir, run_name(config))
     for name, value in sorted(vars(config).items()):
         print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
     data = make_data(config, source)
-    model = make_model(config, source, threads)
+    with strategy.scope():
+        model = make_model(config, source, threads)
     if config.train:
-        iteration = train(config, origins, model, data, folder, source)
+        iteration = train(config, origins, model, data, folder, source, strategy)
+        if not chief:
+            return
         from_path = os.path.join(folder, f'model{iteration}.npz')
     else:
         from_path = load_for_test(config, model, folder)
@@ -76,17 +83,20 @@ def make_model(config, source, threads):
 
 # ---- Training --------------------------------------------------------------------------------------------------
 
-def train(config, origins, model, data, folder, source):
+def train(config, origins, model, data, folder, source, strategy):
     """Train to the last iteration, or until stopped; returns the number of iterations done.
 
     Progress goes to the terminal, the scalars to TensorBoard under the original's names, checkpoints to `folder`.
     """
     total = config.pretrain_iterations + config.metatrain_iterations
-    iteration = prepare_folder(config, origins, model, folder)
-    writer = tf.summary.create_file_writer(folder) if config.log else tf.summary.create_noop_writer()
+    chief = distribute.is_chief(strategy)
+    iteration = prepare_folder(config, origins, model, folder) if chief else 0
+    iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), iteration)
+    train_block = distribute.block_trainer(strategy, model)
+    writer = tf.summary.create_file_writer(folder) if chief and config.log else tf.summary.create_noop_writer()
     labels = ['loss', 'accuracy'] if model.classification else ['loss']
     recent, saved, start = [], iteration, time.time()
-    progress = tqdm(total=total, initial=iteration, disable=None, dynamic_ncols=True)
+    progress = tqdm(total=total, initial=iteration, disable=None if chief else True, dynamic_ncols=True)
     with writer.as_default(), StopOnSignal() as stop:
         blocks = zip(itertools.count(iteration // source.block),
                      prefetched(data['train'].train_block, iteration // source.block))
@@ -98,15 +108,16 @@ def train(config, origins, model, data, folder, source):
                 last = min(end, (iteration // config.save_interval + 1) * config.save_interval,
                            config.pretrain_iterations if pretrain else end)
                 offset = number * source.block
-                metrics = model.train_block(block, iteration - offset, last - offset, pretrain).numpy()
-                for step in range(iteration, last):
-                    row = metrics[step - offset]
+                metrics = train_block(block, iteration - offset, last - offset, pretrain)
+                for step, row in enumerate(metrics, start=iteration):
                     check_finite(row, step, folder)
                     recent.append(row)
                     if step % SUMMARY_INTERVAL == 0:
                         write_summaries('metatrain', labels, row, config.num_updates, step)
                 progress.update(last - iteration)
                 iteration = last
+                if not chief:
+                    continue
                 if iteration % source.print_interval == 0:
                     # The original prints accuracies where there are any, else losses (main.py:114-128).
                     before, after = np.mean(recent, axis=0)[-2:]
@@ -122,7 +133,7 @@ def train(config, origins, model, data, folder, source):
                 if iteration % config.save_interval == 0:
                     saved = save(folder, model, iteration, config.seed)
         progress.close()
-        if saved != iteration or not checkpoint.find(folder):
+        if chief and (saved != iteration or not checkpoint.find(folder)):
             save(folder, model, iteration, config.seed)
     print(f'{iteration} of {total} iterations done, {time.time() - start:.1f} s in this part; checkpoints: {folder}')
     if stop.requested:

@@ -98,7 +98,9 @@ class Adam:
 
     def apply(self, weights, gradients):
         """Update the variables of `weights` in place with `gradients`, a dictionary of the same names."""
-        steps = self.slots['t'].assign_add(1)
+        # Raw operations, so that each replica of a tf.distribute strategy updates its own copy, all of them alike.
+        tf.raw_ops.AssignAddVariableOp(resource=self.slots['t'].handle, value=tf.constant(1, tf.int64))
+        steps = tf.raw_ops.ReadVariableOp(resource=self.slots['t'].handle, dtype=tf.int64)
         for name, gradient in gradients.items():
             t = tf.cast(steps, gradient.dtype)
             tf.raw_ops.ResourceApplyAdam(

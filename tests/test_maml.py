@@ -101,8 +101,7 @@ def test_a_block_is_its_steps():
     """One compiled call for many outer steps does what as many calls do, from any start within the block."""
     block = [np.stack(parts) for parts in zip(*(tasks(seed=seed) for seed in range(5)))]
     together, one_by_one = MAML(SINUSOID, vectorize=True), MAML(SINUSOID, vectorize=True)
-    first, second = (together.train_block(block, *steps).numpy() for steps in ((0, 3), (3, 5)))
-    metrics = np.concatenate([first[:3], second[3:]])
+    metrics = np.concatenate([together.train_block(block, 0, 3), together.train_block(block, 3, 5)])
     for step in range(5):
         np.testing.assert_allclose(one_by_one.train_step([part[step] for part in block]), metrics[step], rtol=1e-4)
     for name, weight in together.weights.items():
