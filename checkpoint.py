@@ -1,7 +1,7 @@
 """Checkpoints: one .npz file with weights, both optimisers' slots, the iteration and the seed.
 
-The iteration and the seed are the whole state of the sampler (data_generator.py), so a run goes on from a
-checkpoint exactly as if it had not stopped. Also reads the weights of the original's TF1 checkpoints.
+The iteration and the seed are the whole state of the samplers (data_generator.py, rl/sampler.py), so a run goes on
+from a checkpoint exactly as if it had not stopped. Also reads the weights of the original's TF1 checkpoints.
 """
 import os
 import re
@@ -17,26 +17,32 @@ MAX_TO_KEEP = 10                       # original main.py:294
 
 
 def variables(model):
-    """All variables of a MAML model that a checkpoint holds, by the names that they have in the file."""
-    groups = {'weights': model.weights, 'pretrain_adam': model.pretrain_adam.slots,
-              'metatrain_adam': model.metatrain_adam.slots}
+    """All variables of a model that a checkpoint holds, by the names that they have in the file.
+
+    A model has `weights`, a dictionary of variables, and maybe the two optimisers of maml.py; TRPO has no slots.
+    """
+    optimisers = {name: getattr(model, name).slots for name in ('pretrain_adam', 'metatrain_adam')
+                  if hasattr(model, name)}
+    groups = {'weights': model.weights, **optimisers}
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
 
 def save(folder, model, iteration, seed):
-    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten.
-
-    The file is there whole or not at all, whenever the process is killed.
-    """
+    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten."""
     path = os.path.join(folder, f'model{iteration}.npz')
-    with open(path + '.tmp', 'wb') as file:
-        np.savez(file, iteration=iteration, seed=seed, **{k: v.numpy() for k, v in variables(model).items()})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + '.tmp', path)
+    write(path, model, iteration=iteration, seed=seed)
     for old in find(folder)[MAX_TO_KEEP:]:
         os.remove(old)
     return path
+
+
+def write(path, model, **more):
+    """Write the state of `model`, and the numbers `more`, to a file that is there whole or not at all."""
+    with open(path + '.tmp', 'wb') as file:
+        np.savez(file, **more, **{k: v.numpy() for k, v in variables(model).items()})
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + '.tmp', path)
 
 
 def find(folder):

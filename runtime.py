@@ -1,9 +1,11 @@
-"""Threads and kernels: what must be settled before TensorFlow starts, with the reasons, in one place.
+"""Threads, kernels, renderer: what must be settled before TensorFlow starts, with the reasons, in one place.
 
 Not imported by the algorithm; main.py calls `start` before it imports anything that imports TensorFlow.
 """
 import contextlib
 import os
+
+renderer = None      # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
 
 
 def available_cores():
@@ -18,6 +20,9 @@ def start(threads=None):
     be worth dividing, and TensorFlow's default (all cores for each operation) is 1.7-4 times slower.
     Variables that the user set in the environment win.
     """
+    global renderer
+    # MuJoCo would load this renderer into the process of TensorFlow, and the two crash; rl/video.py has its own.
+    renderer = os.environ.pop('MUJOCO_GL', None)
     threads = threads or available_cores()
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')        # 2.5 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')         # its errors come as exceptions anyway

@@ -23,11 +23,12 @@ from maml import MAML, Network
 from utils import UserError
 
 SUMMARY_INTERVAL = 100
+DIVERGED = 100.0                         # a squared error that no prediction within a sinusoid's range can have
 TEST_PRINT_INTERVAL = 500                # between two looks at the validation set (images only)
 # Settings that may differ between the parts of one run, or between training and testing.
 FREE = {'data_dir', 'init_from', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set',
-        'num_test_tasks', 'test_num_updates', 'test_query', 'threads', 'distribute', 'pretrain_iterations',
-        'metatrain_iterations'}
+        'num_test_tasks', 'test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed',
+        'video', 'threads', 'distribute', 'pretrain_iterations', 'metatrain_iterations'}
 
 
 def run(config, origins, threads):
@@ -36,8 +37,7 @@ def run(config, origins, threads):
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
     chief = distribute.is_chief(strategy)
     folder = os.path.join(config.logdir, run_name(config))
-    for name, value in sorted(vars(config).items()):
-        print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+    print_settings(config, origins)
     data = make_data(config, source)
     with strategy.scope():
         model = make_model(config, source, threads)
@@ -49,6 +49,12 @@ def run(config, origins, threads):
     else:
         from_path = load_for_test(config, model, folder)
     test(config, model, data['test'], folder, from_path)
+
+
+def print_settings(config, origins):
+    """All settings, a line each, with the source of those that the user left unset."""
+    for name, value in sorted(vars(config).items()):
+        print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
 
 
 def make_data(config, source):
@@ -123,7 +129,7 @@ def train(config, origins, model, data, folder, source, strategy):
                     before, after = np.mean(recent, axis=0)[-2:]
                     count = iteration if pretrain else iteration - config.pretrain_iterations
                     tqdm.write(f'{"Pretrain Iteration" if pretrain else "Iteration"} {count}: {before}, {after}')
-                    progress.set_postfix(before=f'{before:.3f}', after=f'{after:.3f}')
+                    progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
                     recent = []
                 if 'val' in data and iteration % TEST_PRINT_INTERVAL == 0:
                     results = model.evaluate(data['val'].validation_tasks(iteration), config.num_updates)
@@ -132,6 +138,7 @@ def train(config, origins, model, data, folder, source, strategy):
                     write_summaries('metaval', labels[-1:], [before, after], config.num_updates, iteration)
                 if iteration % config.save_interval == 0:
                     saved = save(folder, model, iteration, config.seed)
+                    writer.flush()
         progress.close()
         if chief and (saved != iteration or not checkpoint.find(folder)):
             save(folder, model, iteration, config.seed)
@@ -237,42 +244,70 @@ def load_for_test(config, model, folder):
 
 def test(config, model, data, folder, from_path):
     """Test on num_test_tasks tasks; prints a table, writes CSV (the original's name and rows) and JSON."""
-    start = time.time()
-    results = []
+    start, results = time.time(), []
     with tqdm(total=config.num_test_tasks, desc='testing', disable=None) as progress:
         for tasks in data.test_batches(config.num_test_tasks):
             results.append(model.evaluate(tasks, config.test_num_updates).numpy())
             progress.update(len(results[-1]))
-    results = np.concatenate(results)[:config.num_test_tasks]
-    means, stds, medians = results.mean(axis=0), results.std(axis=0), np.median(results, axis=0)
-    ci95 = 1.96 * stds / math.sqrt(len(results))
-    measure = 'accuracy' if model.classification else 'mean squared error'
-    columns = ['support, before adaptation', 'query, before adaptation'] + [
-        f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, config.test_num_updates + 1)]
-
-    print(f'\n{measure} over {len(results)} tasks, {config.update_batch_size}-shot, {config.test_query} query '
-          f'examples{" a class" if model.classification else ""}, of {from_path}')
-    print(f'{"":26s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
-    for step, (name, *numbers) in enumerate(zip(columns, means, stds, ci95, medians), start=-1):
-        mark = '   <- the paper reads this' if step in config.paper_steps else ''
-        print('{:26s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(name, *numbers) + mark)
+    summary = summarise(np.concatenate(results)[:config.num_test_tasks], model.classification)
+    print(f'\n{summary["measure"]} over {config.num_test_tasks} tasks, {config.update_batch_size}-shot, '
+          f'{config.test_query} query examples{" a class" if model.classification else ""}, of {from_path}')
+    print_summary(summary, config.paper_steps)
 
     os.makedirs(folder, exist_ok=True)
     name = f'test_ubs{config.update_batch_size}_stepsize{config.update_lr}'
     if model.classification:
         name += ('' if config.test_set else '_val') + (
             f'_query{config.test_query}' if config.test_query != config.update_batch_size else '')
-    original = [0, *range(2, len(columns))]          # update0 is the SUPPORT set, updateN the query set (main.py:193)
-    with open(os.path.join(folder, name + '.csv'), 'w', newline='') as file:
+    path = os.path.join(folder, name)
+    write_csv(path + '.csv', summary)
+    with open(path + '.json', 'w') as file:
+        numbers = {key: finite(value) if isinstance(value, np.ndarray) else value for key, value in summary.items()}
+        json.dump({**numbers, 'checkpoint': str(from_path), 'seconds': round(time.time() - start, 1),
+                   'tensorflow': tf.__version__, 'settings': vars(config)}, file, indent=1)
+    print(f'written to {path}.csv and .json')
+
+
+def summarise(results, classification):
+    """Statistics over the tasks of `results` [tasks, 2 + steps], as MAML.task_evaluate orders its columns.
+
+    A single task whose inner steps grow without bound outweighs all others in a mean, so these are counted
+    (`diverging_tasks`), and the mean of the others stands beside.
+    """
+    steps = results.shape[1] - 2
+    steady = (results < DIVERGED).all(axis=1)
+    with np.errstate(all='ignore'):
+        stds = results.std(axis=0)                                  # of the population (main.py:183)
+        return {
+            'measure': 'accuracy' if classification else 'mean squared error',
+            'columns': ['support, before adaptation', 'query, before adaptation',
+                        *(f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, steps + 1))],
+            'mean': results.mean(axis=0), 'std': stds, 'ci95': 1.96 * stds / math.sqrt(len(results)),
+            'median': np.median(np.where(np.isnan(results), np.inf, results), axis=0),
+            'diverging_tasks': int((~steady).sum()),
+            'mean_of_the_others': results[steady].sum(axis=0) / max(steady.sum(), 1)}
+
+
+def print_summary(summary, paper_steps):
+    """The table of a test; marks the steps that the paper reads."""
+    print(f'{"":26s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
+    for step, row in enumerate(zip(*(summary[key] for key in ('columns', 'mean', 'std', 'ci95', 'median'))), start=-1):
+        mark = '   <- the paper reads this' if step in paper_steps else ''
+        print('{:26s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(*row) + mark)
+    if summary['diverging_tasks']:
+        steps = [step for step in paper_steps if step + 1 < len(summary['columns'])]
+        print(f'{summary["diverging_tasks"]} of the tasks diverge ({summary["measure"]} above {DIVERGED:g}); mean of '
+              f'the others after {", ".join(map(str, steps))} steps: '
+              + ', '.join(f'{summary["mean_of_the_others"][step + 1]:.4g}' for step in steps))
+
+
+def write_csv(path, summary):
+    """The original's file (main.py:190-201): update0 is the SUPPORT set, updateN the query set after N steps."""
+    kept = [0, *range(2, len(summary['columns']))]
+    with open(path, 'w', newline='') as file:
         rows = csv.writer(file)
-        rows.writerow([f'update{n}' for n in range(len(original))])
-        rows.writerows(values[original] for values in (means, stds, ci95))
-    with open(os.path.join(folder, name + '.json'), 'w') as file:
-        json.dump({'measure': measure, 'columns': columns, 'mean': finite(means), 'std': finite(stds),
-                   'ci95': finite(ci95), 'median': finite(medians), 'checkpoint': str(from_path),
-                   'seconds': round(time.time() - start, 1), 'tensorflow': tf.__version__,
-                   'settings': vars(config)}, file, indent=1)
-    print(f'written to {os.path.join(folder, name)}.csv and .json')
+        rows.writerow([f'update{n}' for n in range(len(kept))])
+        rows.writerows(summary[key][kept] for key in ('mean', 'std', 'ci95'))
 
 
 def finite(numbers):

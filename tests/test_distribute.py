@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from test_main import MAIN, command, run, wait_for
+from program import MAIN, command, run, wait_for
 
 NAME = 'cls_5.mbs_4.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--meta_batch_size=4', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']

@@ -2,49 +2,17 @@
 import csv
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
-import time
 
 import image_folders
 import numpy as np
 import pytest
 import tensorflow as tf
 from golden_vectors import Case
+from program import assert_same_state, command, run, start, wait_for
 
-MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
-
-
-def command(*flags):
-    return [sys.executable, str(MAIN), *map(str, flags)]
-
-
-def run(*flags, code=0):
-    """Run main.py to its end; returns what it printed, after checking the exit code."""
-    result = subprocess.run(command(*flags), capture_output=True, text=True, timeout=300)
-    assert result.returncode == code, result.stdout + result.stderr
-    return result.stdout if code == 0 else result.stderr
-
-
-def start(*flags):
-    return subprocess.Popen(command(*flags), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(path, process):
-    deadline = time.time() + 120
-    while not path.exists():
-        assert process.poll() is None and time.time() < deadline, process.stdout.read()
-        time.sleep(0.01)
-
-
-def assert_same_state(one, other):
-    with np.load(one) as a, np.load(other) as b:
-        assert a.files == b.files
-        for name in a.files:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,133 @@
+"""Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5).
+
+Also `collect`, the way from weights to samples, which training takes too.
+"""
+
+import csv
+import json
+import os
+import time
+
+import mujoco
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from rl.baseline import estimate
+from rl.envs import FAMILIES
+from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.sampler import Sampler
+from training import finite
+
+TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
+
+
+def collect(policy, sampler, phi):
+    """What the policies with weights phi [tasks, ...] do on the sampler's tasks: Paths, Estimates and Samples."""
+    paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
+    estimates = estimate(paths.observations, paths.rewards, paths.path_lengths)
+    samples = Samples.drawn_by(
+        policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid
+    )
+    return paths, estimates, samples
+
+
+def adapt_and_measure(policy, weights, sampler, step_sizes, report=lambda: None):
+    """Adapts `weights` (dictionary, no tasks axis) to each of the sampler's tasks, each step on new paths.
+
+    step_sizes: alpha of each step, as `adapt` takes it. Returns the average undiscounted returns
+    [steps + 1, tasks], before any and after each step, and as many dictionaries of weights [tasks, ...].
+    Calls `report` after each time that paths were collected.
+    """
+    phis, returns = [for_all_tasks(weights, len(sampler.tasks))], []
+    for alpha in step_sizes:
+        paths, _, samples = collect(policy, sampler, phis[-1])
+        returns.append(paths.average_returns())
+        phis.append(adapt(policy, phis[-1], samples, alpha))
+        report()
+    paths = sampler.collect(lambda observations, noise: policy.act(phis[-1], observations, noise))
+    returns.append(paths.average_returns())
+    report()
+    return np.array(returns), phis
+
+
+def step_sizes(config, learned):
+    """alpha of each gradient step of a test; learned [num_updates, tensors] if test_update_lr is None.
+
+    As many steps as in training (at least one) take the alpha of training, later ones half of the last
+    (paper, 5.3: "the first step alpha, all later ones alpha / 2").
+    """
+    alphas = learned if config.test_update_lr is None else [config.test_update_lr] * max(config.num_updates, 1)
+    return [alphas[n] if n < len(alphas) else 0.5 * alphas[-1] for n in range(config.test_num_updates)]
+
+
+def test_tasks(config):
+    """The test tasks; at the paper's number and seed those of the original (test_maml_*.py)."""
+    env = FAMILIES[config.datasource].env
+    return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
+
+
+def test(config, model, folder, from_path, threads):
+    """Test on num_test_tasks tasks; prints a table, writes CSV and JSON. Returns the phis of `adapt_and_measure`.
+
+    The 95 % interval over tasks is 1.96 s / sqrt(tasks), s the sample's standard deviation.
+    """
+    start, tasks = time.time(), test_tasks(config)
+    sampler = Sampler(
+        config.datasource,
+        tasks,
+        config.test_update_batch_size,
+        seed=(config.test_seed, TEST_STREAM),
+        oracle=model.oracle,
+        threads=threads,
+    )
+    alphas = step_sizes(config, model.maml.step_sizes(model.theta))
+    with tqdm(total=len(alphas) + 1, desc="testing", disable=None) as progress:
+        returns, phis = adapt_and_measure(
+            model.policy, model.maml.weights(model.theta), sampler, alphas, progress.update
+        )
+    columns = ["before any step"] + [
+        f"after {n} step{'s' if n > 1 else ''}" for n in range(1, len(alphas) + 1)
+    ]
+    stds = returns.std(axis=1, ddof=1) if len(tasks) > 1 else np.full(len(columns), np.nan)
+    numbers = {
+        "mean": returns.mean(axis=1),
+        "std": stds,
+        "ci95": 1.96 * stds / np.sqrt(len(tasks)),
+        "median": np.median(returns, axis=1),
+    }
+    print(
+        f"\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and "
+        f"after each step, of {from_path}"
+    )
+    print(f"{'':20s}{'mean':>10s}{'std':>10s}{'95 %':>12s}{'median':>10s}")
+    for name, *row in zip(columns, *numbers.values()):
+        print("{:20s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}".format(name, *row))
+
+    os.makedirs(folder, exist_ok=True)
+    alpha = "learned" if config.test_update_lr is None else config.test_update_lr
+    name = f"test_fbs{config.test_update_batch_size}_stepsize{alpha}" + (
+        f"_itr{config.test_iter}" if config.test_iter > 0 else ""
+    )
+    path = os.path.join(folder, name)
+    with open(path + ".csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["", *[f"return {column}" for column in columns]])
+        rows.writerows([statistic, *values] for statistic, values in numbers.items())
+    with open(path + ".json", "w") as file:
+        result = {
+            "measure": "average return",
+            "columns": columns,
+            **{statistic: finite(values) for statistic, values in numbers.items()},
+            "per_task": [finite(row) for row in returns],  # [columns][tasks]
+            "tasks": tasks.tolist(),
+            "step_sizes": [np.asarray(a).tolist() for a in alphas],
+            "checkpoint": str(from_path),
+            "seconds": round(time.time() - start, 1),
+            "tensorflow": tf.__version__,
+            "mujoco": mujoco.__version__,
+            "settings": vars(config),
+        }
+        json.dump(result, file, indent=1)
+    print(f"written to {path}.csv and .json")
+    return phis

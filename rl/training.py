@@ -1,0 +1,272 @@
+"""Meta-training with reinforcement learning (paper, algorithm 3), and what main.py runs for it.
+
+The outer step is maml_trpo.py's, the inner one reinforce.py's; here is what an iteration consists of, and when to
+log, save and stop. Tests are in evaluation.py.
+"""
+
+import csv
+import math
+import os
+import time
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import checkpoint
+from experiments import SOURCES, run_name
+from rl import video
+from rl.envs import FAMILIES
+from rl.evaluation import collect, test, test_tasks
+from rl.maml_trpo import MamlTrpo, MetaSettings
+from rl.policy import GaussianPolicy, flatten, unflatten
+from rl.reinforce import adapt, for_all_tasks
+from rl.sampler import Sampler
+from rl.trpo import TrustRegion
+from training import StopOnSignal, prepare_folder, print_settings
+from utils import UserError
+
+# The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
+METRICS = (
+    "iteration",
+    "return_before",  # average undiscounted return of the policy theta, over all tasks
+    "return_after",  # the same of the adapted policies
+    "loss_before",  # surrogate loss before and after the outer step
+    "loss_after",
+    "kl_before",  # mean KL from the policies that sampled
+    "kl_after",
+    "accepted",  # 1, or 0 where the line search found no step
+    "trials",  # of the line search
+    "entropy",  # of the adapted policies, mean over tasks
+    "explained_variance",  # by the adapted policies' baselines, mean over tasks
+    "env_steps",  # time steps that were kept
+    "env_steps_per_second",  # the same in the time of sampling alone
+    "seconds",
+)
+BEST = "best.npz"
+
+
+def run(config, origins, threads):
+    """Train (unless --train=False), then test; raises UserError for what the user can mend."""
+    folder = os.path.join(config.logdir, run_name(config))
+    print_settings(config, origins)
+    model = Model(config)
+    task = test_tasks(config)[0]
+    if config.video:  # whoever has no renderer learns it before the test, not after
+        video.check(config.video, config.datasource, task)
+    if config.train and config.baseline != "random":
+        train(config, origins, model, folder, threads)
+    phis = test(config, model, folder, load_for_test(config, model, folder), threads)
+    if config.video:
+        steps = len(phis) - 1
+        after = f"after {steps} gradient step{'s' if steps > 1 else ''}"
+        shown = {"before adaptation": 0, after: steps} if steps else {"the policy": 0}
+        weights = {caption: {k: w[0] for k, w in phis[n].items()} for caption, n in shown.items()}
+        video.write(config.video, config.datasource, task, model.oracle, model.policy.act, weights)
+        print(f"the first test task, {task.tolist()}, is shown in {config.video}")
+
+
+class Model:
+    """The policy of these settings, its outer step, and theta as the variables that checkpoints hold.
+
+    --baseline=oracle: the policy observes the task too; context: it reads as many context variables as
+    observations, and the inner step changes them alone (maml_minimal_gauss_mlp_policy.py, latent_task_var).
+    """
+
+    def __init__(self, config):
+        env = FAMILIES[config.datasource].env
+        self.oracle = config.baseline == "oracle"
+        self.policy = GaussianPolicy(
+            env.observation_size + self.oracle * int(np.prod(env.task_shape)),
+            env.action_size,
+            hidden_sizes=SOURCES[config.datasource].dim_hidden,
+            nonlinearity=config.nonlinearity,
+            context_size=env.observation_size if config.baseline == "context" else 0,
+        )
+        settings = MetaSettings(
+            num_updates=config.num_updates,
+            update_lr=config.update_lr,
+            learn_update_lr=config.learn_update_lr,
+            stop_grad=config.stop_grad,
+            trust_region=TrustRegion(max_kl=config.meta_step_size),
+        )
+        self.maml = MamlTrpo(self.policy, settings)
+        theta = unflatten(self.maml.init(config.seed), self.maml.shapes)
+        self.weights = {name: tf.Variable(weight, name=name) for name, weight in theta.items()}
+
+    @property
+    def theta(self):
+        """All weights, and the step sizes if they are learned, as the flat vector of `MamlTrpo`."""
+        return flatten({name: weight.numpy() for name, weight in self.weights.items()})
+
+    @theta.setter
+    def theta(self, flat):
+        for name, weight in unflatten(flat, self.maml.shapes).items():
+            self.weights[name].assign(weight)
+
+
+def train(config, origins, model, folder, threads):
+    """Train to the last iteration, or until stopped.
+
+    Progress goes to the terminal, a row an iteration to progress.csv, the same to TensorBoard, checkpoints to
+    `folder`: the newest ten, and apart from them the theta with the best average return after adaptation.
+    """
+    start, total, env = time.time(), config.metatrain_iterations, FAMILIES[config.datasource].env
+    iteration = saved = prepare_folder(config, origins, model, folder)
+    best = best_return(folder, iteration)
+    writer = tf.summary.create_file_writer(folder) if config.log else tf.summary.create_noop_writer()
+    sampler = Sampler(
+        config.datasource,
+        np.zeros((config.meta_batch_size, *env.task_shape)),
+        config.update_batch_size,
+        oracle=model.oracle,
+        threads=threads,
+    )
+    progress = tqdm(total=total, initial=iteration, disable=None, dynamic_ncols=True)
+    with writer.as_default(), progress_file(folder, iteration) as file, StopOnSignal() as stop:
+        while iteration < total and not stop.requested:
+            try:
+                sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
+                with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is noticed below
+                    theta, metrics = meta_iteration(model, sampler)
+            except (FloatingPointError, np.linalg.LinAlgError) as error:
+                raise not_finite(iteration, error, folder) from None
+            for name, value in metrics.items():
+                if not np.isfinite(value):
+                    raise not_finite(iteration, f"{name} is {value}", folder)
+            if metrics["return_after"] > best:
+                best = metrics["return_after"]
+                path = os.path.join(folder, BEST)
+                checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
+            model.theta = theta
+            csv.writer(file).writerow([iteration, *metrics.values()])
+            file.flush()
+            for name, value in metrics.items():
+                tf.summary.scalar(name, value, iteration)
+            tqdm.write(
+                "Iteration {}: average return {return_before:.2f}, {return_after:.2f}; KL {kl_after:.4f}; "
+                "{env_steps_per_second:.0f} steps/s, {seconds:.1f} s".format(iteration, **metrics)
+            )
+            progress.update()
+            iteration += 1
+            if iteration % config.save_interval == 0:
+                checkpoint.save(folder, model, iteration, config.seed)
+                writer.flush()
+                saved = iteration
+        progress.close()
+        if saved != iteration or not checkpoint.find(folder):
+            checkpoint.save(folder, model, iteration, config.seed)
+    elapsed = time.time() - start
+    print(f"{iteration} of {total} iterations done, {elapsed:.1f} s in this part; checkpoints: {folder}")
+    if stop.requested:
+        print("stopped: the same command goes on from here")
+        raise SystemExit(130)
+
+
+def train_tasks(config, iteration):
+    """The tasks of an iteration, a function of the seed and the iteration alone: [meta_batch_size, ...].
+
+    The last number tells this stream from that of the initial weights; the sampler's are children of others.
+    """
+    rng = np.random.default_rng((config.seed, iteration, 1))
+    return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
+
+
+def meta_iteration(model, sampler):
+    """Algorithm 3, lines 3 to 10, on the sampler's tasks: returns the new theta and the METRICS but the first.
+
+    Without inner steps this is an iteration of TRPO on all tasks together.
+    """
+    start, theta = time.time(), model.theta
+    phi = for_all_tasks(model.maml.weights(theta), len(sampler.tasks))
+    steps, returns, sampling = [], [], 0.0
+    for alpha in [*model.maml.step_sizes(theta), None]:
+        before = time.time()
+        paths, estimates, samples = collect(model.policy, sampler, phi)
+        sampling += time.time() - before
+        steps.append(samples)
+        returns.append(paths.average_returns().mean())
+        if alpha is not None:
+            phi = adapt(model.policy, phi, samples, alpha)
+    outcome = model.maml.step(theta, steps)
+    if not np.isfinite(outcome.gradient).all():
+        raise FloatingPointError("the meta-gradient is not finite")
+    env_steps = sum(int(samples.valid.numpy().sum()) for samples in steps)
+    metrics = (
+        returns[0],
+        returns[-1],
+        outcome.loss_before,
+        outcome.loss_after,
+        outcome.kl_before,
+        outcome.kl_after,
+        int(outcome.accepted),
+        len(outcome.trials),
+        entropy(steps[-1].log_std.numpy()),
+        explained_variance(estimates, paths.valid),
+        env_steps,
+        env_steps / sampling,
+        time.time() - start,
+    )
+    return outcome.theta, dict(zip(METRICS[1:], metrics))
+
+
+def entropy(log_std):
+    """Entropy of Gaussian policies with log standard deviations [tasks, act_dim], mean over tasks."""
+    return float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=1).mean())
+
+
+def explained_variance(estimates, valid):
+    """1 - Var(returns - values) / Var(returns) of each task's samples, mean over tasks.
+
+    Source: rllab/misc/special.py, explained_variance_1d.
+    """
+    shares = []
+    for returns, values, rows in zip(estimates.returns, estimates.values, valid.astype(bool)):
+        shares.append(1 - np.var((returns - values)[rows]) / (np.var(returns[rows]) + 1e-8))
+    return float(np.mean(shares))
+
+
+def not_finite(iteration, error, folder):
+    """The UserError for numbers that have become useless."""
+    return UserError(
+        f"not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} "
+        "is kept; try a smaller --update_lr or --meta_step_size"
+    )
+
+
+def best_return(folder, iteration):
+    """The average return of the best theta so far, -inf at the start, where one of another run is removed."""
+    path = os.path.join(folder, BEST)
+    if not os.path.exists(path):
+        return -math.inf
+    if iteration == 0:
+        os.remove(path)
+        return -math.inf
+    return float(checkpoint.read(path)["average_return"])
+
+
+def progress_file(folder, iteration):
+    """progress.csv, open for further rows; those of iterations that will be done again are dropped."""
+    path, kept = os.path.join(folder, "progress.csv"), []
+    if os.path.exists(path):
+        with open(path, newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(METRICS) and row[0].isdigit()]
+        kept = [row for row in rows if int(row[0]) < iteration]
+    with open(path + ".tmp", "w", newline="") as file:
+        csv.writer(file).writerows([METRICS, *kept])
+    os.replace(path + ".tmp", path)
+    return open(path, "a", newline="")
+
+
+def load_for_test(config, model, folder):
+    """Bring the model to the policy to test: the best, unless another is named; returns where it is from."""
+    if config.baseline == "random":
+        return f"a fresh policy, seed {config.seed}"
+    if config.init_from and not config.train:
+        checkpoint.restore_weights(config.init_from, model)
+        return config.init_from
+    path = os.path.join(folder, f"model{config.test_iter}.npz" if config.test_iter > 0 else BEST)
+    if not os.path.exists(path):
+        raise UserError(f"no {path}: train first with the same flags, or name a checkpoint with --init_from")
+    checkpoint.restore(path, model)
+    return path

@@ -1,0 +1,112 @@
+"""A .gif of one task: the policy before and after adaptation, side by side. No display is needed.
+
+The pictures are made in a process of its own that never loads TensorFlow: Mesa's software renderer and TensorFlow
+each bring an LLVM, and together they crash. That process imports this module, so nothing here may import
+TensorFlow at the top.
+"""
+
+import atexit
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+import warnings
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import runtime
+from rl.envs import FAMILIES
+
+FRAME_RATE = 25  # a second, at most
+SIZE = 240  # pixels, width and height of MuJoCo's pictures
+CAPTION = 16  # pixels, height of the line above them
+
+
+def check(path, family, task):
+    """Raises UserError where `path` cannot be written or this machine cannot render the family."""
+    from utils import UserError
+
+    folder = os.path.dirname(path) or "."
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--video={path}: {folder} is no folder that can be written to")
+    pictures(family, task, np.zeros((0, FAMILIES[family].env.action_size)), every=1)
+
+
+def write(path, family, task, oracle, act, weights):
+    """Writes the .gif `path` of a path of each policy; weights: caption -> weights (without tasks axis).
+
+    act: `GaussianPolicy.act`. All act under the same noise from the same start; a path that has ended shows its
+    last picture. Raises UserError where there is no renderer.
+    """
+    fps = FAMILIES[family].env.metadata["render_fps"]
+    every = max(1, fps // FRAME_RATE)
+    films = [
+        pictures(family, task, actions(family, task, oracle, act, phi), every) for phi in weights.values()
+    ]
+    frames = []
+    for i in range(max(map(len, films))):
+        images = [film[min(i, len(film) - 1)] for film in films]
+        picture = np.pad(
+            np.concatenate(images, axis=1), ((CAPTION, 0), (0, 0), (0, 0)), constant_values=255
+        )
+        frame = Image.fromarray(picture)
+        for n, caption in enumerate(weights):
+            ImageDraw.Draw(frame).text((n * images[0].shape[1] + 4, 2), caption, (0, 0, 0))
+        frames.append(frame)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0
+    )
+
+
+def actions(family, task, oracle, act, phi):
+    """What the policy with weights phi does in one path from seed 0: [time steps, act_dim]."""
+    env, rng = FAMILIES[family].env(task=task, oracle=oracle), np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    taken, terminated = [], False
+    while len(taken) < FAMILIES[family].horizon and not terminated:
+        noise = rng.standard_normal((1, 1, env.action_size))
+        taken.append(act(phi, observation[None, None], noise)[0, 0])
+        observation, _, terminated, _, _ = env.step(taken[-1])
+    return np.array(taken)
+
+
+def pictures(family, task, actions, every):
+    """`replay` in a process of its own; UserError where it fails."""
+    from utils import UserError
+
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, prepare, (runtime.renderer,)) as process:
+        try:
+            return process.submit(replay, family, task, actions, every).result()
+        except Exception as error:  # each of MuJoCo's renderers fails in its own way
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--video needs a renderer, and MuJoCo found none here ({reason}): set MUJOCO_GL=egl, or install "
+                "libosmesa6 and set MUJOCO_GL=osmesa, or drop --video"
+            ) from None
+
+
+def prepare(renderer):
+    """Settles what a process renders with, as MUJOCO_GL does; None: EGL without a display, else MuJoCo's choice."""
+    if renderer is None and sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        renderer = "egl"
+    if renderer is not None:
+        os.environ["MUJOCO_GL"] = renderer
+    warnings.simplefilter("ignore")  # what GLFW has to say comes in the error too
+    atexit.register(os._exit, 0)  # OSMesa complains when Python takes it down
+
+
+def replay(family, task, actions, every):
+    """Pictures [height, width, 3] of the path from seed 0: its start, after each `every` actions, its end."""
+    env_class = FAMILIES[family].env
+    view = {"width": SIZE, "height": SIZE, "camera_name": "track"} if hasattr(env_class, "asset") else {}
+    env = env_class(task=task, render_mode="rgb_array", **view)
+    env.reset(seed=0)
+    film = [env.render()]
+    for step, action in enumerate(actions, start=1):
+        env.step(action)
+        if step % every == 0 or step == len(actions):
+            film.append(env.render())
+    env.close()
+    return film
