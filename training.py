@@ -104,41 +104,32 @@ def train(config, origins, model, data, folder, source, strategy):
     recent, saved, start = [], iteration, time.time()
     progress = tqdm(total=total, initial=iteration, disable=None if chief else True, dynamic_ncols=True)
     with writer.as_default(), StopOnSignal() as stop:
-        blocks = zip(itertools.count(iteration // source.block),
-                     prefetched(data['train'].train_block, iteration // source.block))
-        while iteration < total and not stop.requested:
-            number, block = next(blocks)
-            end = min((number + 1) * source.block, total)
-            while iteration < end and not stop.requested:
-                pretrain = iteration < config.pretrain_iterations
-                last = min(end, (iteration // config.save_interval + 1) * config.save_interval,
-                           config.pretrain_iterations if pretrain else end)
-                offset = number * source.block
-                metrics = train_block(block, iteration - offset, last - offset, pretrain)
-                for step, row in enumerate(metrics, start=iteration):
-                    check_finite(row, step, folder)
-                    recent.append(row)
-                    if step % SUMMARY_INTERVAL == 0:
-                        write_summaries('metatrain', labels, row, config.num_updates, step)
-                progress.update(last - iteration)
-                iteration = last
-                if not chief:
-                    continue
-                if iteration % source.print_interval == 0:
-                    # The original prints accuracies where there are any, else losses (main.py:114-128).
-                    before, after = np.mean(recent, axis=0)[-2:]
-                    count = iteration if pretrain else iteration - config.pretrain_iterations
-                    tqdm.write(f'{"Pretrain Iteration" if pretrain else "Iteration"} {count}: {before}, {after}')
-                    progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
-                    recent = []
-                if 'val' in data and iteration % TEST_PRINT_INTERVAL == 0:
-                    results = model.evaluate(data['val'].validation_tasks(iteration), config.num_updates)
-                    before, after = results.numpy().mean(axis=0)[[0, -1]]
-                    tqdm.write(f'Validation results: {before}, {after}')
-                    write_summaries('metaval', labels[-1:], [before, after], config.num_updates, iteration)
-                if iteration % config.save_interval == 0:
-                    saved = save(folder, model, iteration, config.seed)
-                    writer.flush()
+        for block, begin, last, pretrain in pieces(config, source, data['train'], iteration, total):
+            metrics = train_block(block, iteration - begin, last - begin, pretrain)
+            for step, row in enumerate(metrics, start=iteration):
+                check_finite(row, step, folder)
+                recent.append(row)
+                if step % SUMMARY_INTERVAL == 0:
+                    write_summaries('metatrain', labels, row, config.num_updates, step)
+            progress.update(last - iteration)
+            iteration = last
+            if chief and iteration % source.print_interval == 0:
+                # The original prints accuracies where there are any, else losses (main.py:114-128).
+                before, after = np.mean(recent, axis=0)[-2:]
+                count = iteration if pretrain else iteration - config.pretrain_iterations
+                tqdm.write(f'{"Pretrain Iteration" if pretrain else "Iteration"} {count}: {before}, {after}')
+                progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
+                recent = []
+            if chief and 'val' in data and iteration % TEST_PRINT_INTERVAL == 0:
+                results = model.evaluate(data['val'].validation_tasks(iteration), config.num_updates)
+                before, after = results.numpy().mean(axis=0)[[0, -1]]
+                tqdm.write(f'Validation results: {before}, {after}')
+                write_summaries('metaval', labels[-1:], [before, after], config.num_updates, iteration)
+            if chief and iteration % config.save_interval == 0:
+                saved = save(folder, model, iteration, config.seed)
+                writer.flush()
+            if stop.requested:
+                break
         progress.close()
         if chief and (saved != iteration or not checkpoint.find(folder)):
             save(folder, model, iteration, config.seed)
@@ -147,6 +138,25 @@ def train(config, origins, model, data, folder, source, strategy):
         print('stopped: the same command goes on from here')
         raise SystemExit(130)
     return iteration
+
+
+def pieces(config, source, generator, iteration, total):
+    """What is trained in one compiled call each: (block of batches, number of its first, last + 1, pretrain or not).
+
+    A piece ends with its block, where a checkpoint is due, or where pretraining ends.
+    """
+    numbers = itertools.count(iteration // source.block)
+    blocks = iter(prefetched(generator.train_block, iteration // source.block)) if iteration < total else ()
+    for number, block in zip(numbers, blocks):
+        begin = number * source.block
+        while iteration < min(begin + source.block, total):
+            pretrain = iteration < config.pretrain_iterations
+            last = min(begin + source.block, total, (iteration // config.save_interval + 1) * config.save_interval,
+                       config.pretrain_iterations if pretrain else total)
+            yield block, begin, last, pretrain
+            iteration = last
+        if iteration >= total:
+            return
 
 
 def save(folder, model, iteration, seed):
