@@ -39,7 +39,7 @@ def batch_norm(x, beta):
     and makes the second, so the meta-gradient, wrong by 27-82 % (docs/conformance.md).
     """
     axes = list(range(x.shape.rank - 1))
-    if x.dtype == tf.float32 and np.prod(x.shape[:-1]) >= FUSED_FROM:
+    if x.shape.rank == 4 and x.dtype == tf.float32 and np.prod(x.shape[:-1]) >= FUSED_FROM:
         # The fused operation loses digits where the mean is far from 0. A batch norm does not feel a shift of its
         # input, so taking the first example's mean away first changes neither its value nor any derivative.
         x = x - tf.stop_gradient(tf.reduce_mean(x[:1], axes))

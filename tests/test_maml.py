@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import utils
 from maml import MAML, Network
 from utils import Adam
 
@@ -128,3 +129,11 @@ def test_uint8_images_are_divided_by_255():
     label = np.broadcast_to(np.eye(5, dtype=np.float32), [2, 5, 5])
     as_bytes, as_floats = (model.evaluate((x, label, x, label), 1) for x in (image, np.float32(image) / 255))
     np.testing.assert_array_equal(as_bytes, as_floats)
+
+
+def test_batch_norm_of_many_examples_without_positions():
+    """Fully connected layers have no height and width, which the fused operation would want."""
+    x = tf.random.stateless_normal([utils.FUSED_FROM + 1, 4], [1, 2]) * 3 + 5
+    y = utils.batch_norm(x, tf.constant(0.5)).numpy()
+    np.testing.assert_allclose(y.mean(axis=0), 0.5, atol=1e-4)
+    np.testing.assert_allclose(y.std(axis=0), 1, rtol=1e-3)
