@@ -4,7 +4,6 @@ import tensorflow as tf
 
 BATCH_NORM_EPSILON = 1e-3    # tf.contrib.layers.batch_norm's default (original utils.py:41)
 LAYER_NORM_EPSILON = 1e-12   # tf.contrib.layers.layer_norm's
-FUSED_FROM = 1000            # positions (examples x height x width) from which the fused batch norm is the faster one
 
 
 class UserError(Exception):
@@ -38,14 +37,51 @@ def batch_norm(x, beta):
     tf.nn.moments stops the gradient at the mean inside the variance, which leaves the first derivative right
     and makes the second, so the meta-gradient, wrong by 27-82 % (docs/conformance.md).
     """
+    if x.shape.rank == 4 and x.dtype == tf.float32:
+        return fused_batch_norm(x, beta)
     axes = list(range(x.shape.rank - 1))
-    if x.shape.rank == 4 and x.dtype == tf.float32 and np.prod(x.shape[:-1]) >= FUSED_FROM:
-        # The fused operation loses digits where the mean is far from 0. A batch norm does not feel a shift of its
-        # input, so taking the first example's mean away first changes neither its value nor any derivative.
-        x = x - tf.stop_gradient(tf.reduce_mean(x[:1], axes))
-        return tf.compat.v1.nn.fused_batch_norm(x, tf.ones_like(beta), beta, epsilon=BATCH_NORM_EPSILON)[0]
     centred = x - tf.reduce_mean(x, axes)
     return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), axes) + BATCH_NORM_EPSILON) + beta
+
+
+def fused_batch_norm(x, beta):
+    """batch_norm of images by the fused kernels, with the second derivative written by hand (docs/performance.md).
+
+    With h the normalised x, s its inverse deviation and n the number of positions, the gradient d of the output
+    becomes G(d) = s (d - mean(d) - h mean(d h)), which is its own transpose. The gradient of sum(u G(d)) with
+    respect to x is -s (mean(d h) G(u) + mean(u h) G(d) + mean(u G(d)) h). Can be differentiated twice, not more.
+    """
+    axes, n = [0, 1, 2], int(np.prod(x.shape[:-1]))
+    # The kernel loses digits where the mean is far from 0. A batch norm does not feel a shift of its input, so
+    # taking the first example's mean away first changes neither its value nor any derivative.
+    shifted = tf.stop_gradient(x - tf.reduce_mean(x[:1], axes))
+    scale = tf.ones_like(beta)
+
+    @tf.custom_gradient
+    def normalise(x, beta):
+        y, _, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+            x=shifted, scale=scale, offset=beta, mean=[], variance=[], epsilon=BATCH_NORM_EPSILON)
+        s = tf.math.rsqrt(variance * ((n - 1) / n) + BATCH_NORM_EPSILON)      # the kernel's variance is unbiased
+
+        def g_and_sum(d):
+            """G(d) and sum(d h)."""
+            return tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=d, x=shifted, scale=scale, epsilon=BATCH_NORM_EPSILON,
+                **{f'reserve_space_{i}': space for i, space in enumerate(reserved, start=1)})[:2]
+
+        @tf.custom_gradient
+        def gradient(_, d):
+            g_d, sum_dh = g_and_sum(d)
+
+            def second(u):
+                g_u, sum_uh = g_and_sum(u)
+                h = y - beta
+                return -s / n * sum_dh * g_u - s / n * sum_uh * g_d - s / n * tf.reduce_sum(u * g_d, axes) * h, g_u
+            return g_d, second
+
+        return y, lambda d: (gradient(x, d), tf.reduce_sum(d, axes))
+
+    return normalise(x, beta)
 
 
 def layer_norm(x, gamma, beta):
