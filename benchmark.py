@@ -1,15 +1,19 @@
-"""Time the real training step of every supervised experiment of the paper, beside the machine's matrix-multiply rate.
+"""Time the real training step of every experiment of the paper, beside the machine's matrix-multiply rate.
 
-    python benchmark.py                                     all; a table, seconds to minutes a row
+    python benchmark.py                                     all; two tables, seconds to minutes a row
     python benchmark.py --only=omniglot_5way_1shot          one
     python benchmark.py --out=mine.json                     keep the numbers
     python benchmark.py --compare=theirs.json               beside those of an earlier run
 
 Each row runs in a process of its own, through the same functions as main.py, with real tasks where the data is
-prepared and random images where it is not. "drawing" is what a batch of tasks costs, "waiting" what the training
-step feels of it, both as shares of an iteration; "60,000" are the hours that so many take. Nothing passes or fails.
+prepared and random images where it is not. "GEMM" is the rate of large matrix products, a product a core, measured
+between the timed steps and with the same threads; all times are medians. "drawing" is what a batch of tasks costs,
+"waiting" what the training step feels of it, both as shares of an iteration; "60,000" are the hours that so many
+take. The limit of a meta-iteration of reinforcement learning is its time steps at the rate of bare physics and its
+floating-point operations at that of GEMM. Nothing passes or fails.
 """
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,6 +34,7 @@ EXPERIMENTS = {
        for k in (1, 5)},
     **{f'miniimagenet_5way_{k}shot': {'datasource': 'miniimagenet', 'update_batch_size': k} for k in (1, 5)},
 }
+RL = {name: {'datasource': name} for name in ('cheetah_vel', 'ant_vel')}    # the other goals cost the same
 
 
 def forward_flops(network):
@@ -52,30 +57,30 @@ def step_flops(config, network):
     return config.meta_batch_size * (support + 3 * ways * config.train_query) * forward_flops(network)
 
 
-def gemm_rate(threads):
-    """GFLOP/s of float32 matrix products of size 1,024, one on each of the program's threads."""
+def gemm_timer(threads):
+    """A function that measures GFLOP/s of float32 matrix products of size 1,024, one on each of the threads."""
     import tensorflow as tf
-    matrices = tf.random.normal([4 * threads, 1024, 1024])
+    matrices = tf.random.normal([2 * threads, 1024, 1024])
 
     @tf.function
     def multiply():
         return tf.map_fn(lambda m: tf.reduce_sum(tf.matmul(m, m)), matrices, parallel_iterations=threads)
 
-    multiply()
-    seconds = []
-    for _ in range(10):
+    def measure():
         start = time.perf_counter()
         multiply().numpy()
-        seconds.append(time.perf_counter() - start)
-    return len(matrices) * 2 * 1024 ** 3 / min(seconds) / 1e9
+        return len(matrices) * 2 * 1024 ** 3 / (time.perf_counter() - start) / 1e9
+
+    measure()
+    return measure
 
 
-def settings(name, stop_grad, data_dir):
-    """The configuration that main.py would have for an experiment."""
+def settings(**flags):
+    """The configuration that main.py would have with these flags."""
     unset = {flag: None for _, values, _ in experiments.PAPER for flag in values}
-    given = {**unset, 'baseline': None, 'logdir': None, 'train_query': None, 'test_query': None, 'data_dir': data_dir,
+    given = {**unset, 'baseline': None, 'logdir': None, 'train_query': None, 'test_query': None, 'data_dir': None,
              'train_update_batch_size': -1, 'train_update_lr': -1, 'seed': 1, 'train': True, 'test_set': False,
-             'learn_update_lr': False, 'stop_grad': stop_grad, **EXPERIMENTS[name]}
+             'learn_update_lr': False, 'stop_grad': False, **flags}
     return types.SimpleNamespace(**experiments.resolve(given)[0])
 
 
@@ -94,14 +99,14 @@ def make_generator(config, source):
                           config.meta_batch_size, config.datasource == 'omniglot', config.seed), False
 
 
-def measure(name, stop_grad, seconds, threads, data_dir, began):
-    """One row of the table as a dictionary; `began` is when the process was asked for (time.time())."""
+def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began):
+    """One row of the supervised table as a dictionary; `began` is when its process was asked for (time.time())."""
     threads = runtime.start(threads)
     import numpy as np
 
     import training
     from data_generator import prefetched
-    config = settings(name, stop_grad, data_dir)
+    config = settings(stop_grad=stop_grad, meta_batch_size=meta_batch_size, data_dir=data_dir, **EXPERIMENTS[name])
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
@@ -109,7 +114,8 @@ def measure(name, stop_grad, seconds, threads, data_dir, began):
     start = time.time()
     model.train_block(next(blocks), 0, source.block)
     first_step = time.time()
-    times, waits = [], []
+    gemm = gemm_timer(threads)
+    times, waits, rates = [], [], [gemm() for _ in range(3)]
     while len(times) < 5 or (sum(times) < seconds and len(times) < 1000):
         before = time.perf_counter()
         block = next(blocks)
@@ -117,52 +123,102 @@ def measure(name, stop_grad, seconds, threads, data_dir, began):
         model.train_block(block, 0, source.block)
         times.append(time.perf_counter() - before)
         waits.append(drawn - before)
+        if sum(times) > len(rates) * seconds / 20:
+            rates.append(gemm())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     milliseconds = 1000 * np.array(times) / source.block
     draws = []
     for number in range(20):
         before = time.perf_counter()
         generator.train_block(number)
         draws.append(time.perf_counter() - before)
-    gemm, flops = gemm_rate(threads), step_flops(config, model.network)
-    median = float(np.median(milliseconds))
+    rate, flops, median = float(np.median(rates)), step_flops(config, model.network), float(np.median(milliseconds))
     return {'experiment': name, 'first_order': stop_grad, 'real_images': real, 'threads': threads,
-            'ms': median, 'ms_min': float(milliseconds.min()), 'n': len(times), 'gflop': flops / 1e9,
-            'gflops': flops / median / 1e6, 'gemm_gflops': gemm, 'step_over_gemm': median / (flops / gemm / 1e6),
-            'memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 'tracing_s': first_step - start,
+            'meta_batch_size': config.meta_batch_size, 'ms': median, 'ms_min': float(milliseconds.min()),
+            'n': len(times), 'gflop': flops / 1e9, 'gflops': flops / median / 1e6, 'gemm_gflops': rate,
+            'step_over_gemm': median / (flops / rate / 1e6), 'memory_gb': memory, 'tracing_s': first_step - start,
             'first_step_s': first_step - began, 'waiting': sum(waits) / sum(times),
             'drawing': float(np.median(draws)) * 1000 / source.block / median,
             'hours_60000': median * 60000 / 3.6e6}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', choices=EXPERIMENTS, help='one experiment, by name')
-    parser.add_argument('--seconds', type=float, default=10, help='how long to time each row')
-    parser.add_argument('--threads', type=int, help='cores to use; default: all')
-    parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
-    parser.add_argument('--out', help='write the rows to this JSON file')
-    parser.add_argument('--compare', type=argparse.FileType(), help='JSON file of an earlier run to stand beside')
-    options = parser.parse_args()
-    earlier = {(row['experiment'], row['first_order']): row for row in json.load(options.compare)['rows']} \
-        if options.compare else {}
+def measure_rl(name, threads):
+    """One row of the table of reinforcement learning as a dictionary."""
+    threads = runtime.start(threads)
+    import numpy as np
 
+    from rl.benchmark import measure_iteration, measure_rates
+    gemm = gemm_timer(threads)
+    rates = [gemm() for _ in range(10)]
+    row = {'experiment': name, 'threads': threads, **measure_rates(name, threads=threads)}
+    row.update(measure_iteration(settings(**RL[name]), threads))
+    rates += [gemm() for _ in range(10)]
+    row['gemm_gflops'] = float(np.median(rates))
+    row['limit_s'] = row['env_steps'] / row['raw'] + row['gflop'] / row['gemm_gflops']
+    return {**row, 'over_limit': row['seconds'] / row['limit_s'],
+            'memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def in_a_process(function, *arguments):
+    """function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def supervised_rows(names, options, earlier):
+    """Measures and prints a row for each experiment and order of the gradient; returns them."""
     print(f'{"":29s}{"ms":>9s}{"min":>9s}{"n":>5s}{"GFLOP/s":>9s}{"GEMM":>6s}{"step/GEMM":>10s}{"GB":>6s}'
           f'{"1st step":>9s}{"drawing":>8s}{"waiting":>8s}{"60,000":>8s}{"1st order":>10s}'
           + ('   earlier' if earlier else ''))
     rows = []
-    for name in [options.only] if options.only else EXPERIMENTS:
-        for stop_grad in (False, True):
-            with multiprocessing.get_context('spawn').Pool(1) as pool:
-                row = pool.apply(measure, (name, stop_grad, options.seconds, options.threads, options.data_dir,
-                                           time.time()))
-            row['over_second_order'] = row['ms'] / rows[-1]['ms'] if stop_grad else None
-            rows.append(row)
-            label = ('  first order' if stop_grad else name) + ('' if row['real_images'] else ' (random)')
-            print(f'{label:29s}{row["ms"]:9.2f}{row["ms_min"]:9.2f}{row["n"]:5d}{row["gflops"]:9.1f}'
-                  f'{row["gemm_gflops"]:6.0f}{row["step_over_gemm"]:10.2f}{row["memory_gb"]:6.2f}'
-                  f'{row["first_step_s"]:7.1f} s{row["drawing"]:8.1%}{row["waiting"]:8.1%}{row["hours_60000"]:6.1f} h'
-                  + (f'{row["over_second_order"]:9.2f}x' if stop_grad else ' ' * 10)
-                  + (f'{earlier[name, stop_grad]["ms"]:10.2f}' if (name, stop_grad) in earlier else ''), flush=True)
+    for name, stop_grad in itertools.product(names, (False, True)):
+        row = in_a_process(measure, name, stop_grad, options.meta_batch_size, options.data_dir, options.seconds,
+                           options.threads, time.time())
+        row['over_second_order'] = row['ms'] / rows[-1]['ms'] if stop_grad else None
+        rows.append(row)
+        label = ('  first order' if stop_grad else name) + ('' if row['real_images'] else ' (random)')
+        print(f'{label:29s}{row["ms"]:9.2f}{row["ms_min"]:9.2f}{row["n"]:5d}{row["gflops"]:9.1f}'
+              f'{row["gemm_gflops"]:6.0f}{row["step_over_gemm"]:10.2f}{row["memory_gb"]:6.2f}'
+              f'{row["first_step_s"]:7.1f} s{row["drawing"]:8.1%}{row["waiting"]:8.1%}{row["hours_60000"]:6.1f} h'
+              + (f'{row["over_second_order"]:9.2f}x' if stop_grad else ' ' * 10)
+              + (f'{earlier[name, stop_grad]["ms"]:10.2f}' if (name, stop_grad) in earlier else ''), flush=True)
+    return rows
+
+
+def rl_rows(names, options, earlier):
+    """Measures and prints two lines for each family of tasks; returns the rows."""
+    rows = []
+    for name in names:
+        row = in_a_process(measure_rl, name, options.threads)
+        rows.append(row)
+        print(f'{name}: sampler {row["sampler"]:,.0f} time steps a second, {row["sampler"] / row["raw"]:.2f} x '
+              f'mujoco.batch ({row["raw"]:,.0f}), {row["sampler"] / row["sync_vector"]:.1f} x SyncVectorEnv '
+              f'({row["sync_vector"]:,.0f})')
+        print(f'  meta-iteration {row["seconds"]:.2f} s: sampling {row["sampling"]:.2f}, gradient '
+              f'{row["gradient"]:.2f}, conjugate gradients {row["conjugate_gradients"]:.2f}, line search '
+              f'{row["line_search"]:.2f}; limit {row["limit_s"]:.2f} s ({row["env_steps"]:,.0f} steps, '
+              f'{row["gflop"]:,.0f} GFLOP at {row["gemm_gflops"]:.0f}/s), {row["over_limit"]:.2f} x; '
+              f'{row["memory_gb"]:.2f} GB'
+              + (f'; earlier {earlier[name, None]["seconds"]:.2f} s' if (name, None) in earlier else ''), flush=True)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', choices=[*EXPERIMENTS, *RL], help='one experiment, by name')
+    parser.add_argument('--seconds', type=float, default=10, help='how long to time each supervised row')
+    parser.add_argument('--threads', type=int, help='cores to use; default: all')
+    parser.add_argument('--meta_batch_size', type=int, help='tasks of a supervised step; default: the paper\'s')
+    parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
+    parser.add_argument('--out', help='write the rows to this JSON file')
+    parser.add_argument('--compare', type=argparse.FileType(), help='JSON file of an earlier run to stand beside')
+    options = parser.parse_args()
+    rows = json.load(options.compare)['rows'] if options.compare else []
+    earlier = {(row['experiment'], row.get('first_order')): row for row in rows}
+    names = [options.only] if options.only else [*EXPERIMENTS, *RL]
+    supervised, rl = ([name for name in names if name in table] for table in (EXPERIMENTS, RL))
+    rows = supervised_rows(supervised, options, earlier) if supervised else []
+    rows += rl_rows(rl, options, earlier)
     if options.out:
         with open(options.out, 'w') as file:
             json.dump({'cores': os.cpu_count(), 'python': sys.version.split()[0], 'rows': rows}, file, indent=1)

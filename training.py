@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import time
 
@@ -271,10 +272,9 @@ def test(config, model, data, folder, from_path):
             f'_query{config.test_query}' if config.test_query != config.update_batch_size else '')
     path = os.path.join(folder, name)
     write_csv(path + '.csv', summary)
-    with open(path + '.json', 'w') as file:
-        numbers = {key: finite(value) if isinstance(value, np.ndarray) else value for key, value in summary.items()}
-        json.dump({**numbers, 'checkpoint': str(from_path), 'seconds': round(time.time() - start, 1),
-                   'tensorflow': tf.__version__, 'settings': vars(config)}, file, indent=1)
+    numbers = {key: finite(value) if isinstance(value, np.ndarray) else value for key, value in summary.items()}
+    write_json(path + '.json', {**numbers, 'checkpoint': str(from_path), 'seconds': round(time.time() - start, 1),
+                                'tensorflow': tf.__version__, 'settings': vars(config)})
     print(f'written to {path}.csv and .json')
 
 
@@ -318,6 +318,13 @@ def write_csv(path, summary):
         rows = csv.writer(file)
         rows.writerow([f'update{n}' for n in range(len(kept))])
         rows.writerows(summary[key][kept] for key in ('mean', 'std', 'ci95'))
+
+
+def write_json(path, result):
+    """The dictionary `result` as a file for people and machines: a list of numbers takes one line."""
+    text = json.dumps(result, indent=1)
+    with open(path, 'w') as file:
+        file.write(re.sub(r'\[[^][{}"]*\]', lambda numbers: ' '.join(numbers[0].split()), text) + '\n')
 
 
 def finite(numbers):

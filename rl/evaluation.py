@@ -4,7 +4,6 @@ Also `collect`, the way from weights to samples, which training takes too.
 """
 
 import csv
-import json
 import os
 import time
 
@@ -17,7 +16,7 @@ from rl.baseline import estimate
 from rl.envs import FAMILIES
 from rl.reinforce import Samples, adapt, for_all_tasks
 from rl.sampler import Sampler
-from training import finite
+from training import finite, write_json
 
 TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
 
@@ -35,20 +34,19 @@ def collect(policy, sampler, phi):
 def adapt_and_measure(policy, weights, sampler, step_sizes, report=lambda: None):
     """Adapts `weights` (dictionary, no tasks axis) to each of the sampler's tasks, each step on new paths.
 
-    step_sizes: alpha of each step, as `adapt` takes it. Returns the average undiscounted returns
-    [steps + 1, tasks], before any and after each step, and as many dictionaries of weights [tasks, ...].
-    Calls `report` after each time that paths were collected.
+    step_sizes: alpha of each step, as `adapt` takes it. Returns two lists: the Paths before any and after each
+    step, and as many dictionaries of weights [tasks, ...]. Calls `report` after each time that paths were
+    collected.
     """
-    phis, returns = [for_all_tasks(weights, len(sampler.tasks))], []
+    phis, paths = [for_all_tasks(weights, len(sampler.tasks))], []
     for alpha in step_sizes:
-        paths, _, samples = collect(policy, sampler, phis[-1])
-        returns.append(paths.average_returns())
+        collected, _, samples = collect(policy, sampler, phis[-1])
+        paths.append(collected)
         phis.append(adapt(policy, phis[-1], samples, alpha))
         report()
-    paths = sampler.collect(lambda observations, noise: policy.act(phis[-1], observations, noise))
-    returns.append(paths.average_returns())
+    paths.append(sampler.collect(lambda observations, noise: policy.act(phis[-1], observations, noise)))
     report()
-    return np.array(returns), phis
+    return paths, phis
 
 
 def step_sizes(config, learned):
@@ -83,9 +81,10 @@ def test(config, model, folder, from_path, threads):
     )
     alphas = step_sizes(config, model.maml.step_sizes(model.theta))
     with tqdm(total=len(alphas) + 1, desc="testing", disable=None) as progress:
-        returns, phis = adapt_and_measure(
+        paths, phis = adapt_and_measure(
             model.policy, model.maml.weights(model.theta), sampler, alphas, progress.update
         )
+    returns = np.array([collected.average_returns() for collected in paths])  # [columns, tasks]
     columns = ["before any step"] + [
         f"after {n} step{'s' if n > 1 else ''}" for n in range(1, len(alphas) + 1)
     ]
@@ -114,20 +113,27 @@ def test(config, model, folder, from_path, threads):
         rows = csv.writer(file)
         rows.writerow(["", *[f"return {column}" for column in columns]])
         rows.writerows([statistic, *values] for statistic, values in numbers.items())
-    with open(path + ".json", "w") as file:
-        result = {
-            "measure": "average return",
-            "columns": columns,
-            **{statistic: finite(values) for statistic, values in numbers.items()},
-            "per_task": [finite(row) for row in returns],  # [columns][tasks]
-            "tasks": tasks.tolist(),
-            "step_sizes": [np.asarray(a).tolist() for a in alphas],
-            "checkpoint": str(from_path),
-            "seconds": round(time.time() - start, 1),
-            "tensorflow": tf.__version__,
-            "mujoco": mujoco.__version__,
-            "settings": vars(config),
-        }
-        json.dump(result, file, indent=1)
+    result = {
+        "measure": "average return",
+        "columns": columns,
+        **{statistic: finite(values) for statistic, values in numbers.items()},
+        "per_task": [finite(row) for row in returns],  # [columns][tasks]
+        "tasks": tasks.tolist(),
+        "step_sizes": [np.asarray(a).tolist() for a in alphas],
+        "checkpoint": str(from_path),
+        "seconds": round(time.time() - start, 1),
+        "tensorflow": tf.__version__,
+        "mujoco": mujoco.__version__,
+        "settings": vars(config),
+    }
+    if config.datasource == "point":  # the positions on a few paths, for the picture of figure 4
+        result["paths"] = [first_paths(collected) for collected in paths]
+    write_json(path + ".json", result)
     print(f"written to {path}.csv and .json")
     return phis
+
+
+def first_paths(paths, number=3):
+    """Observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
+    each = np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))
+    return [path.round(3).tolist() for path in each[:number]]

@@ -5,11 +5,8 @@ unnoticed, and an error in a simulation is raised by `collect`. Advantages, base
 are not made here.
 """
 
-import time
 from dataclasses import dataclass
-from itertools import pairwise
 
-import gymnasium
 import numpy as np
 
 from rl.envs import FAMILIES
@@ -160,53 +157,3 @@ def _lay_out(kept, source):
     for rows, samples in zip(result, tasks):
         rows[: len(samples)] = samples
     return result
-
-
-def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=2, threads=2):
-    """Environment steps a second of a MuJoCo family in tasks x rollouts simulations, all in this call.
-
-    Returns a dict, each rate the best of `repeats` in turn. `sampler`: samples kept by a whole `collect`, a
-    100-100 ReLU Gaussian policy in numpy in the loop; `raw`: `mujoco.batch` stepping the same model `steps`
-    times and nothing else; `sync_vector`: gymnasium's SyncVectorEnv given ready actions, steps / 4 times.
-    And the ratios `sampler/raw` and `sampler/sync_vector`.
-    """
-    env, n, rng = FAMILIES[family].env, tasks * rollouts, np.random.default_rng(0)
-    sizes = (env.observation_size, 100, 100, env.action_size)
-    weights = [
-        (rng.uniform(-1, 1, pair) * np.sqrt(6 / sum(pair))).astype(np.float32) for pair in pairwise(sizes)
-    ]
-    actions = np.clip(rng.standard_normal((steps, n, env.action_size), np.float32), -1, 1)
-    sampler = Sampler(family, env.sample_tasks(rng, tasks), rollouts, threads=threads)
-    world = env.world(n, threads)
-    envs = gymnasium.make_vec(FAMILIES[family].id, num_envs=n, vectorization_mode="sync")
-
-    def act(observations, noise):
-        hidden = observations
-        for weight in weights[:-1]:
-            hidden = np.maximum(hidden @ weight, 0)
-        return hidden @ weights[-1] + noise
-
-    def collect():
-        return sampler.collect(act).valid.sum()
-
-    def step_raw():
-        for action in actions:
-            world.batch.ctrl[:] = action
-            world.batch.step()
-        return steps * n
-
-    def step_sync_vector():
-        for action in actions[::4]:
-            envs.step(action)
-        return len(actions[::4]) * n
-
-    rates = dict.fromkeys(("sampler", "raw", "sync_vector"), 0.0)
-    for _ in range(repeats):
-        world.reset(np.arange(n), rng)
-        envs.reset(seed=0)
-        for name, run in zip(rates, (collect, step_raw, step_sync_vector)):
-            start = time.perf_counter()
-            count = run()
-            rates[name] = max(rates[name], float(count / (time.perf_counter() - start)))
-    envs.close()
-    return rates | {f"sampler/{name}": rates["sampler"] / rates[name] for name in ("raw", "sync_vector")}

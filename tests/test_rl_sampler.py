@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rl.envs import FAMILIES
-from rl.sampler import Sampler, measure_rates
+from rl.sampler import Sampler
 
 
 def arrays(paths):
@@ -201,9 +201,3 @@ def test_untrained_policies_earn_what_the_paper_reports(family, inits, low, high
     assert low - margin < earned < high + margin
     if family.startswith("ant"):  # gymnasium's own ant: -20 to -42 for velocities, in 75 time steps
         assert 135 < np.concatenate(paths.path_lengths).mean() < 175
-
-
-def test_measured_rates():
-    rates = measure_rates("cheetah_vel", tasks=2, rollouts=3, steps=5)
-    assert set(rates) == {"sampler", "raw", "sync_vector", "sampler/raw", "sampler/sync_vector"}
-    assert rates["sampler/raw"] == rates["sampler"] / rates["raw"] > 0

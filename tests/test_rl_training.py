@@ -229,8 +229,8 @@ def test_the_best_iterate_is_kept_and_tested(trained):
     model = training.Model(config)
     sampler = Sampler("point", training.train_tasks(config, best), 2, seed=(1, best))
     weights = saved_weights(trained / "best.npz")
-    returns, _ = evaluation.adapt_and_measure(model.policy, weights, sampler, [0.5])
-    assert returns[1].mean() == earned[best]
+    paths, _ = evaluation.adapt_and_measure(model.policy, weights, sampler, [0.5])
+    assert paths[1].average_returns().mean() == earned[best]
 
     assert training.load_for_test(config, model, trained).endswith("best.npz")
     np.testing.assert_array_equal(model.weights["W0"], weights["W0"])
@@ -277,8 +277,8 @@ def test_only_the_context_is_adapted(tmp_path):
     after = saved_weights(folder / "model2.npz")
     assert after["context"].any() and not np.array_equal(after["W0"], start["W0"])  # the outer step: everything
     sampler = Sampler("point", evaluation.test_tasks(config), 2)
-    returns, phis = evaluation.adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, [0.5])
-    assert returns.shape == (2, 3)
+    paths, phis = evaluation.adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, [0.5])
+    assert [collected.average_returns().shape for collected in paths] == [(3,), (3,)]
     for name in phis[0]:
         changed = (phis[1][name] != phis[0][name]).reshape(3, -1).any(axis=1)
         assert changed.all() if name == "context" else not changed.any()

@@ -1,0 +1,112 @@
+"""Draws figures 4 and 5 of the paper from the results of tests, the JSON files that main.py writes.
+
+    python -m rl.figures --out=figure.png RESULT.json ...
+
+Per environment a panel of average returns against gradient steps, with 95 % intervals and, dotted, the paper's;
+below, for results of 2D navigation, paths of the first test task before and after each gradient step.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+PAPER = pathlib.Path(__file__).parent.parent / "results" / "paper_returns.json"
+METHODS = {"maml": "C0", "context": "C4", "pretrain": "C1", "random": "C2", "oracle": "C3"}
+TITLES = {
+    "point": "2D navigation",
+    "cheetah_vel": "half-cheetah, velocity",
+    "cheetah_dir": "half-cheetah, direction",
+    "ant_vel": "ant, velocity",
+    "ant_dir": "ant, direction",
+}
+
+
+def method(result):
+    baseline = result["settings"]["baseline"]
+    return "maml" if baseline in (None, "none") else baseline
+
+
+def draw_returns(axis, results, paper):
+    """Average return against the number of gradient steps; the oracle, which takes none, as a level."""
+    steps = max(len(result["mean"]) for result in results)
+    for result in results:
+        name = method(result)
+        for mean, ci95, style in (
+            (result["mean"], result["ci95"], "-"),
+            (paper.get(name, {}).get("mean", []), None, ":"),
+        ):
+            mean = np.array(mean[:steps])
+            x = np.arange(len(mean)) if len(mean) != 1 else np.array([0, steps - 1])
+            y = np.broadcast_to(mean, x.shape)
+            label = None if ci95 is None else name if name != "maml" else "MAML"
+            axis.plot(x, y, style, color=METHODS[name], label=label)
+            if ci95 is not None:
+                axis.fill_between(x, y - ci95, y + ci95, color=METHODS[name], alpha=0.2, linewidth=0)
+    axis.set(title=TITLES[results[0]["settings"]["datasource"]], xlabel="gradient steps", xticks=range(steps))
+    axis.set_ylabel("average return (dotted: the paper's)")
+    axis.legend(fontsize="small")
+
+
+def draw_paths(axes, result):
+    """Paths of the first test task, a panel for each column of the result; the goal is a star."""
+    for axis, column, paths in zip(axes, result["columns"], result["paths"]):
+        for path in paths:
+            axis.plot(*np.transpose(path), color=METHODS[method(result)], linewidth=1)
+        axis.plot(*result["tasks"][0], "*", color="black", markersize=9)
+        axis.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), aspect="equal", xticks=[], yticks=[])
+        axis.set_title(f"{method(result)}, {column}".replace("maml", "MAML"), fontsize=8)
+
+
+def draw(results, paper):
+    """The whole figure: a row of panels of returns, then a row of panels for each result that holds paths."""
+    families = {family: [r for r in results if r["settings"]["datasource"] == family] for family in TITLES}
+    families = {family: found for family, found in families.items() if found}
+    with_paths = [result for result in results if len(result.get("paths", [])) > 1]
+    columns = max([len(families)] + [len(result["paths"]) for result in with_paths])
+    heights = [4] + [2] * len(with_paths)
+    size = max(1.8 * columns, 4.5 * len(families)), sum(heights)
+    figure = plt.figure(figsize=size, layout="constrained")
+    top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, (family, found) in zip(top.subplots(1, len(families), squeeze=False)[0], families.items()):
+        draw_returns(axis, found, paper.get(family, {}))
+    for part, result in zip(below, with_paths):
+        draw_paths(part.subplots(1, len(result["paths"])), result)
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", metavar="RESULT.json", help="written by main.py's tests")
+    parser.add_argument("--out", required=True, help="the picture, .png, .pdf or .svg")
+    options = parser.parse_args()
+    results = []
+    for path in options.results:
+        try:
+            result = json.loads(pathlib.Path(path).read_text())
+            TITLES[result["settings"]["datasource"]], result["columns"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fail(f"{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote")
+        results.append(result)
+    results.sort(key=lambda result: list(METHODS).index(method(result)))
+    paper = json.loads(PAPER.read_text())
+    try:
+        draw(results, paper).savefig(options.out, dpi=120, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        fail(f"cannot write {options.out}: {error}")
+    print(f"written to {options.out}")
+
+
+def fail(message):
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

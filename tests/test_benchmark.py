@@ -1,0 +1,56 @@
+"""benchmark.py: the command runs and its numbers hang together; how fast anything is, is never tested."""
+import json
+import subprocess
+import sys
+
+import pytest
+from program import MAIN
+from test_rl_training import settings
+
+import benchmark
+from maml import Network
+from rl.benchmark import measure_iteration, measure_rates
+
+
+@pytest.mark.parametrize('name, gflop', [('omniglot_5way_1shot', 10.3), ('omniglot_20way_1shot', 82),
+                                         ('miniimagenet_5way_1shot', 98)])
+def test_counted_operations(name, gflop):
+    """Against counts by hand: tasks x (9 x inner steps x support + 3 x query) x the network's operations an image."""
+    mini = name.startswith('mini')
+    network = Network(dim_output=20 if '20way' in name else 5, conv=True, img_size=84 if mini else 28,
+                      channels=3 if mini else 1, num_filters=32 if mini else 64, max_pool=mini, flatten=mini)
+    config = benchmark.settings(**benchmark.EXPERIMENTS[name])
+    assert benchmark.step_flops(config, network) / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def run(*flags):
+    command = [sys.executable, str(MAIN.with_name('benchmark.py')), *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_rows_are_printed_kept_and_compared(tmp_path):
+    flags = ['--only=sinusoid', '--seconds=0.1', '--meta_batch_size=3']
+    run(*flags, f'--out={tmp_path}/a.json')
+    rows = json.loads((tmp_path / 'a.json').read_text())['rows']
+    assert [row['first_order'] for row in rows] == [False, True] and rows[0]['meta_batch_size'] == 3
+    for row in rows:
+        assert row['ms'] >= row['ms_min'] > 0 and row['memory_gb'] > 0 and 0 <= row['waiting'] < 1
+        assert row['step_over_gemm'] == pytest.approx(row['ms'] / 1e3 * row['gemm_gflops'] / row['gflop'])
+    again = run(*flags, f'--compare={tmp_path}/a.json')
+    assert f'{rows[0]["ms"]:10.2f}' in again and 'earlier' in again
+
+
+def test_rates_of_the_sampler():
+    rates = measure_rates('cheetah_vel', tasks=2, rollouts=3, steps=5)
+    assert set(rates) == {'sampler', 'raw', 'sync_vector'} and min(rates.values()) > 0
+
+
+def test_parts_of_a_meta_iteration():
+    config = settings('cheetah_vel', meta_batch_size=2, update_batch_size=1)
+    parts = measure_iteration(config, threads=2, repeats=1)
+    assert parts['env_steps'] == 2 * 2 * 200
+    names = 'sampling', 'gradient', 'conjugate_gradients', 'line_search'
+    assert sum(parts[name] for name in names) < parts['seconds']
+    # 23 gradients through the inner step, one loss before the step and at least one after it
+    forward = 2 * (20 * 100 + 100 * 100 + 100 * 6)
+    assert parts['gflop'] * 1e9 >= 2 * 200 * forward * (12 * 23 + 4 * 2 + 3 + 4) * 0.999
