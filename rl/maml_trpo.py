@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rl.policy import flatten, gaussian, kl, unflatten
-from rl.reinforce import Samples, inner_step
+from rl.reinforce import Samples, inner_step, map_tasks
 from rl.trpo import TrustRegion, trpo_step
 
 
@@ -129,7 +129,7 @@ class MamlTrpo:
             phis = self._policies(unflatten(theta, self.shapes), task)
             return self._task_loss(phis, task), self._task_kl(phis, task)
 
-        losses, kls = map_tasks(one_task, steps, (tf.float32, tf.float32))
+        losses, kls = map_tasks(one_task, steps[0], (tf.float32, tf.float32))
         return tf.reduce_mean(losses), tf.reduce_sum(kls) / self._kl_rows(steps)
 
     def _mean_loss_gradient(self, theta, steps):
@@ -146,13 +146,7 @@ class MamlTrpo:
                 value = objective(self._policies(unflatten(theta, self.shapes), task), task)
             return tape.gradient(value, theta)
 
-        return map_tasks(one_task, steps, tf.TensorSpec(theta.shape, tf.float32))
+        return map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape, tf.float32))
 
     def _kl_rows(self, steps):
         return tf.reduce_sum(steps[self.settings.kl_constrain_step].valid)
-
-
-def map_tasks(one_task, steps, signature):
-    """one_task(i) of each task i, stacked, of that `signature`; two tasks at a time, one a core."""
-    tasks = tf.range(tf.shape(steps[0].valid)[0])
-    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=2)

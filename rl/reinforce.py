@@ -4,6 +4,7 @@ The same function serves the meta-objective, which differentiates through it, an
 adapted policies that act next.
 """
 
+import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -106,7 +107,12 @@ def _compiled_adapt(policy):
             return inner_step(policy, {name: w[i] for name, w in phi.items()}, samples.of_task(i), alpha)
 
         signature = {name: tf.TensorSpec(shape, tf.float32) for name, shape in policy.shapes.items()}
-        tasks = tf.range(tf.shape(samples.valid)[0])
-        return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=2)
+        return map_tasks(one_task, samples, signature)
 
     return adapt_tasks
+
+
+def map_tasks(one_task, samples, signature):
+    """one_task(i) of each task i of `samples`, stacked, of that `signature`; side by side, a task a core."""
+    tasks = tf.range(tf.shape(samples.valid)[0])
+    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=os.cpu_count())
