@@ -61,7 +61,7 @@ def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2
 
 
 def measure_iteration(config, threads, repeats=3):
-    """The parts of a meta-iteration of these settings, for a fresh policy: medians of `repeats`, after a first.
+    """The parts of a meta-iteration of these settings (one inner step), for a fresh policy: medians of `repeats`.
 
     Returns a dict: `seconds`, of it `sampling` (physics and policy), `gradient`, `conjugate_gradients` and
     `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a
@@ -87,7 +87,7 @@ def measure_iteration(config, threads, repeats=3):
     model.maml.loss_and_kl = timed(model.maml.loss_and_kl, "line_search")
     sampler.collect = timed(sampler.collect, "sampling")
     rows = []
-    for iteration in range(1 + repeats):
+    for iteration in range(1 + repeats):  # the first compiles
         seconds.clear()
         calls.clear()
         sampler.restart(training.train_tasks(config, iteration), (config.seed, iteration))

@@ -35,20 +35,19 @@ def method(result):
 
 def draw_returns(axis, results, paper):
     """Average return against the number of gradient steps; the oracle, which takes none, as a level."""
-    steps = max(len(result["mean"]) for result in results)
+    steps = max(2, *(len(result["mean"]) for result in results))
+
+    def curve(values):
+        y = np.array(values[:steps])
+        return (np.arange(len(y)), y) if len(y) > 1 else (np.array([0, steps - 1]), np.repeat(y, 2))
+
     for result in results:
         name = method(result)
-        for mean, ci95, style in (
-            (result["mean"], result["ci95"], "-"),
-            (paper.get(name, {}).get("mean", []), None, ":"),
-        ):
-            mean = np.array(mean[:steps])
-            x = np.arange(len(mean)) if len(mean) != 1 else np.array([0, steps - 1])
-            y = np.broadcast_to(mean, x.shape)
-            label = None if ci95 is None else name if name != "maml" else "MAML"
-            axis.plot(x, y, style, color=METHODS[name], label=label)
-            if ci95 is not None:
-                axis.fill_between(x, y - ci95, y + ci95, color=METHODS[name], alpha=0.2, linewidth=0)
+        (x, mean), (_, ci95) = curve(result["mean"]), curve(result["ci95"])
+        axis.plot(x, mean, color=METHODS[name], label="MAML" if name == "maml" else name)
+        axis.fill_between(x, mean - ci95, mean + ci95, color=METHODS[name], alpha=0.2, linewidth=0)
+        if name in paper:
+            axis.plot(*curve(paper[name]["mean"]), ":", color=METHODS[name])
     axis.set(title=TITLES[results[0]["settings"]["datasource"]], xlabel="gradient steps", xticks=range(steps))
     axis.set_ylabel("average return (dotted: the paper's)")
     axis.legend(fontsize="small")
