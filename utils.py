@@ -75,8 +75,9 @@ def fused_batch_norm(x, beta):
 
             def second(u):
                 g_u, sum_uh = g_and_sum(u)
-                h = y - beta
-                return -s / n * sum_dh * g_u - s / n * sum_uh * g_d - s / n * tf.reduce_sum(u * g_d, axes) * h, g_u
+                sum_ug = tf.reduce_sum(u * g_d, axes)
+                return -s / n * sum_dh * g_u - s / n * sum_uh * g_d - s / n * sum_ug * (y - beta), g_u
+
             return g_d, second
 
         return y, lambda d: (gradient(x, d), tf.reduce_sum(d, axes))

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from program import MAIN
-from test_rl_training import settings
 
 import benchmark
 from maml import Network
@@ -46,7 +45,7 @@ def test_rates_of_the_sampler():
 
 
 def test_parts_of_a_meta_iteration():
-    config = settings('cheetah_vel', meta_batch_size=2, update_batch_size=1)
+    config = benchmark.settings(datasource='cheetah_vel', meta_batch_size=2, update_batch_size=1)
     parts = measure_iteration(config, threads=2, repeats=1)
     assert parts['env_steps'] == 2 * 2 * 200
     names = 'sampling', 'gradient', 'conjugate_gradients', 'line_search'
