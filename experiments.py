@@ -142,6 +142,7 @@ def rl_run_name(config):
     return f'maml{use_maml:d}_fbs{config.update_batch_size}_mbs{config.meta_batch_size}' + ''.join([
         f'_flr{config.update_lr}_mlr{config.meta_step_size}' if use_maml else f'_mlr{config.meta_step_size}',
         f'_step{config.num_updates}' if config.num_updates > 1 else '',
+        f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
         '_stopgrad' if config.stop_grad else '',
         f'_{config.baseline}' if config.baseline else '',
         '_learnlr' if config.learn_update_lr else ''])

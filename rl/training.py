@@ -88,6 +88,7 @@ class Model:
             update_lr=config.update_lr,
             learn_update_lr=config.learn_update_lr,
             stop_grad=config.stop_grad,
+            kl_constrain_step=config.kl_constrain_step,
             trust_region=TrustRegion(max_kl=config.meta_step_size),
         )
         self.maml = MamlTrpo(self.policy, settings)

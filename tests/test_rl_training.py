@@ -23,7 +23,7 @@ FLAGS = {
     **dict.fromkeys(["num_test_tasks", "num_updates", "save_interval", "test_num_updates", "test_update_lr"]),
     **dict.fromkeys(["test_update_batch_size", "threads", "update_batch_size", "update_lr", "video"]),
     **{"seed": 1, "learn_update_lr": False, "stop_grad": False, "log": True, "resume": True, "train": True},
-    "test_iter": -1,
+    **{"test_iter": -1, "kl_constrain_step": -1},
 }
 TINY = dict(meta_batch_size=2, update_batch_size=2, num_test_tasks=3, test_update_batch_size=2)
 COMMAND = [f"--{name}={value}" for name, value in TINY.items()]
@@ -136,6 +136,7 @@ def test_cheetah_is_interrupted_and_then_tested(tmp_path):
         (["--baseline=pretrain", "--update_lr=1"], ["pretrain", "--update_lr", "--test_update_lr"]),
         (["--num_updates=0"], ["--baseline=pretrain"]),
         (["--meta_step_size=0"], ["--meta_step_size=0"]),
+        (["--kl_constrain_step=2"], ["--kl_constrain_step=2", "--num_updates=1"]),
         (["--metatrain_iterations=0"], ["nothing to train"]),
         (["--video=a.gif"], ["--train=False"]),
         (["--video=a.mp4", "--train=False"], [".gif"]),
@@ -190,8 +191,16 @@ def test_baselines_in_the_table():
 
 def test_runs_that_differ_do_not_share_a_folder():
     given = [{}, {"stop_grad": True}, {"learn_update_lr": True}, {"num_updates": 2}, {"meta_step_size": 0.02}]
+    given += [{"kl_constrain_step": 0}]
     given += [{"baseline": b} for b in ("pretrain", "oracle", "random", "context")]
     assert len({experiments.run_name(settings(**g)) for g in given}) == len(given)
+
+
+def test_the_flags_reach_the_outer_step():
+    given = {"num_updates": 2, "kl_constrain_step": 1, "stop_grad": True, "learn_update_lr": True, "meta_step_size": 0.5}
+    reached = training.Model(settings(**given)).maml.settings
+    assert reached.trust_region.max_kl == given.pop("meta_step_size")
+    assert given == {name: getattr(reached, name) for name in given}
 
 
 def test_step_sizes_of_a_test():
