@@ -57,7 +57,7 @@ PAPER = [
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
     ({'rl': True}, dict(update_batch_size=20, num_updates=1, update_lr=0.1, meta_batch_size=40), 'section 5.3, A.2'),
     ({'rl': True}, dict(metatrain_iterations=500), 'A.2 (released: 800)'),
-    ({'rl': True}, dict(meta_step_size=0.01), 'maml_rl: cluster_maml_trpo_*.py'),
+    ({'rl': True}, dict(meta_step_size=0.01, kl_constrain_step=-1), 'maml_rl: cluster_maml_trpo_*.py'),
     ({'rl': True}, dict(nonlinearity='relu', test_update_batch_size=20, test_num_updates=3, num_test_tasks=40,
                         test_seed=1), 'maml_rl: test_maml_*.py'),
     ({'rl': True}, dict(save_interval=5), 'our choice'),

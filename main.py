@@ -35,8 +35,8 @@ flags.DEFINE_integer('metatrain_iterations', None, 'number of meta-training iter
 flags.DEFINE_integer('meta_batch_size', None, 'number of tasks sampled per meta-update.')
 flags.DEFINE_float('meta_lr', None, 'step size beta of the outer update (Adam).')
 flags.DEFINE_float('meta_step_size', None, 'limit of the outer update\'s mean KL divergence (TRPO).')
-flags.DEFINE_integer('kl_constrain_step', -1, 'whose KL divergence the outer update (TRPO) limits: of the adapted policy '
-                     '(-1), or of the policy before inner update k = 0, 1, …')
+flags.DEFINE_integer('kl_constrain_step', None, 'whose KL divergence that is: of the adapted policy (-1), or of the '
+                     'policy before inner update k = 0, 1, …')
 flags.DEFINE_integer('update_batch_size', None, 'examples of a class in the inner update (K of K-shot); reinforcement '
                      'learning: rollouts of a task, before and after it.')
 flags.DEFINE_integer('train_query', None, 'query examples of a class in training.')
@@ -180,8 +180,8 @@ def rl_contradiction(config):
     if config.meta_step_size <= 0:
         return f'--meta_step_size={config.meta_step_size} makes no sense: give more than 0'
     if not -1 <= config.kl_constrain_step <= config.num_updates:
-        return (f'--kl_constrain_step={config.kl_constrain_step} names no policy: give -1 (the adapted one), or a step up '
-                f'to --num_updates={config.num_updates}')
+        return (f'--kl_constrain_step={config.kl_constrain_step} names no policy: give -1 (the adapted one), or a step '
+                f'up to --num_updates={config.num_updates}')
     if config.video and not config.video.endswith('.gif'):
         return f'--video={config.video} is no .gif: give a name that ends so'
     if config.video and config.train:

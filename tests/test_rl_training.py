@@ -19,11 +19,11 @@ from rl.sampler import Sampler
 from utils import UserError
 
 FLAGS = {
-    **dict.fromkeys(["baseline", "init_from", "logdir", "meta_batch_size", "meta_step_size", "metatrain_iterations"]),
+    **dict.fromkeys(["baseline", "init_from", "kl_constrain_step", "logdir", "meta_batch_size", "meta_step_size", "metatrain_iterations"]),
     **dict.fromkeys(["num_test_tasks", "num_updates", "save_interval", "test_num_updates", "test_update_lr"]),
     **dict.fromkeys(["test_update_batch_size", "threads", "update_batch_size", "update_lr", "video"]),
     **{"seed": 1, "learn_update_lr": False, "stop_grad": False, "log": True, "resume": True, "train": True},
-    **{"test_iter": -1, "kl_constrain_step": -1},
+    "test_iter": -1,
 }
 TINY = dict(meta_batch_size=2, update_batch_size=2, num_test_tasks=3, test_update_batch_size=2)
 COMMAND = [f"--{name}={value}" for name, value in TINY.items()]
