@@ -19,9 +19,9 @@ from rl.sampler import Sampler
 from utils import UserError
 
 FLAGS = {
-    **dict.fromkeys(["baseline", "init_from", "kl_constrain_step", "logdir", "meta_batch_size", "meta_step_size", "metatrain_iterations"]),
-    **dict.fromkeys(["num_test_tasks", "num_updates", "save_interval", "test_num_updates", "test_update_lr"]),
-    **dict.fromkeys(["test_update_batch_size", "threads", "update_batch_size", "update_lr", "video"]),
+    **dict.fromkeys(["baseline", "init_from", "kl_constrain_step", "logdir", "meta_batch_size", "meta_step_size"]),
+    **dict.fromkeys(["metatrain_iterations", "num_test_tasks", "num_updates", "save_interval", "test_num_updates"]),
+    **dict.fromkeys(["test_update_batch_size", "test_update_lr", "threads", "update_batch_size", "update_lr", "video"]),
     **{"seed": 1, "learn_update_lr": False, "stop_grad": False, "log": True, "resume": True, "train": True},
     "test_iter": -1,
 }
@@ -197,7 +197,7 @@ def test_runs_that_differ_do_not_share_a_folder():
 
 
 def test_the_flags_reach_the_outer_step():
-    given = {"num_updates": 2, "kl_constrain_step": 1, "stop_grad": True, "learn_update_lr": True, "meta_step_size": 0.5}
+    given = {"num_updates": 2, "kl_constrain_step": 1, "stop_grad": True, "meta_step_size": 0.5}
     reached = training.Model(settings(**given)).maml.settings
     assert reached.trust_region.max_kl == given.pop("meta_step_size")
     assert given == {name: getattr(reached, name) for name in given}
