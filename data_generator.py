@@ -28,15 +28,15 @@ def prefetched(batch, first):
 
     `batch` maps a number to a tuple of arrays; all of them have the shapes and types of batch(first).
     """
-    like = batch(first)
+    specs = [(array.shape, array.dtype) for array in batch(first)]
 
     def draw(number):
-        arrays = tf.numpy_function(batch, [number], [array.dtype for array in like])
-        return tuple(tf.ensure_shape(array, example.shape) for array, example in zip(arrays, like))
+        arrays = tf.numpy_function(batch, [number], [dtype for _, dtype in specs])
+        return tuple(tf.ensure_shape(array, shape) for array, (shape, _) in zip(arrays, specs))
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1         # so that a draw never waits for the training step's threads
-    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(4).with_options(options)
+    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(1).with_options(options)
 
 
 class SinusoidGenerator:

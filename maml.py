@@ -139,7 +139,9 @@ class MAML:
         """function(task) for every task, results stacked: as one batched computation, or a task a core."""
         if self.vectorize:                   # small fully connected nets: batched matmuls, no per-op overhead
             return tf.vectorized_map(function, tasks)
-        return tf.map_fn(function, tasks, fn_output_signature=dtype, parallel_iterations=self.parallel_tasks)
+        numbers = tf.range(len(tasks[0]))    # mapping these and not the tasks themselves saves a copy of the images
+        return tf.map_fn(lambda i: function([part[i] for part in tasks]), numbers, fn_output_signature=dtype,
+                         parallel_iterations=self.parallel_tasks)
 
     def outer_step(self, tasks, pretrain=False):
         """One outer step, theta <- theta - beta * (…), by Adam; returns the metrics before it."""
