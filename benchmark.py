@@ -110,7 +110,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
-    blocks = iter(prefetched(generator.train_block, 0))
+    blocks = prefetched(generator.train_block, 0)
     start = time.time()
     model.train_block(next(blocks), 0, source.block)
     first_step = time.time()
@@ -125,6 +125,8 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
         waits.append(drawn - before)
         if sum(times) > len(rates) * seconds / 20:
             rates.append(gemm())
+    if source.img_size:
+        generator.images.max()                             # a long run comes to read all of the file that is mapped
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     milliseconds = 1000 * np.array(times) / source.block
     draws = []

@@ -3,8 +3,10 @@
 A batch is a function of the seed and its number alone, not of the file system, of time or of threads, so the
 iteration number is the whole state of a sampler and a resumed run sees the tasks that it would have seen.
 """
+import concurrent.futures
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import random
@@ -24,19 +26,15 @@ FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (2
 
 
 def prefetched(batch, first):
-    """batch(first), batch(first + 1), … as a tf.data.Dataset that is drawn ahead of its user.
-
-    `batch` maps a number to a tuple of arrays; all of them have the shapes and types of batch(first).
-    """
-    specs = [(array.shape, array.dtype) for array in batch(first)]
-
+    """Yields batch(first), batch(first + 1), … as tuples of tensors, each drawn while the one before is in use."""
     def draw(number):
-        arrays = tf.numpy_function(batch, [number], [dtype for _, dtype in specs])
-        return tuple(tf.ensure_shape(array, shape) for array, (shape, _) in zip(arrays, specs))
+        return tuple(tf.convert_to_tensor(array) for array in batch(number))
 
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1         # so that a draw never waits for the training step's threads
-    return tf.data.Dataset.range(first, np.iinfo(np.int64).max).map(draw).prefetch(1).with_options(options)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, first)
+        for number in itertools.count(first + 1):
+            tensors, coming = coming.result(), thread.submit(draw, number)
+            yield tensors
 
 
 class SinusoidGenerator:

@@ -147,7 +147,7 @@ def pieces(config, source, generator, iteration, total):
     A piece ends with its block, where a checkpoint is due, or where pretraining ends.
     """
     numbers = itertools.count(iteration // source.block)
-    blocks = iter(prefetched(generator.train_block, iteration // source.block)) if iteration < total else ()
+    blocks = prefetched(generator.train_block, iteration // source.block) if iteration < total else ()
     for number, block in zip(numbers, blocks):
         begin = number * source.block
         while iteration < min(begin + source.block, total):

@@ -114,10 +114,22 @@ def test_draws_depend_on_seed_and_number_alone(omniglot):
 
 def test_prefetched_batches_start_anywhere(omniglot):
     source = generator(omniglot)
-    batches = iter(prefetched(source.train_block, 5))
+    batches = prefetched(source.train_block, 5)
     for number in (5, 6, 7):
         for drawn, expected in zip(next(batches), source.train_block(number)):
             np.testing.assert_array_equal(drawn, expected)
+
+
+def test_an_error_in_the_drawing_thread_reaches_the_user():
+    def batch(number):
+        if number == 7:
+            raise OSError('no such image')
+        return (np.full([2], number),)
+
+    batches = prefetched(batch, 5)
+    assert [int(next(batches)[0][0]) for _ in range(2)] == [5, 6]
+    with pytest.raises(OSError, match='no such image'):
+        next(batches)
 
 
 def test_classes_and_images_are_drawn_evenly(omniglot):
