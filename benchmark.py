@@ -139,7 +139,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
             'meta_batch_size': config.meta_batch_size, 'ms': median, 'ms_min': float(milliseconds.min()),
             'n': len(times), 'gflop': flops / 1e9, 'gflops': flops / median / 1e6, 'gemm_gflops': rate,
             'step_over_gemm': median / (flops / rate / 1e6), 'memory_gb': memory, 'tracing_s': first_step - start,
-            'first_step_s': first_step - began, 'waiting': sum(waits) / sum(times),
+            'first_step_s': first_step - began, 'waiting': float(np.median(waits) / np.median(times)),
             'drawing': float(np.median(draws)) * 1000 / source.block / median,
             'hours_60000': median * 60000 / 3.6e6}
 
