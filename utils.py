@@ -1,9 +1,12 @@
 """Losses, layers and the optimiser step that the networks of `maml.py` are made of (original: utils.py)."""
+import functools
+
 import numpy as np
 import tensorflow as tf
 
 BATCH_NORM_EPSILON = 1e-3    # tf.contrib.layers.batch_norm's default (original utils.py:41)
 LAYER_NORM_EPSILON = 1e-12   # tf.contrib.layers.layer_norm's
+SMALL_CONVOLUTION = 2 ** 16  # floats in its patches, up to which a strided one is faster as a matrix product
 
 
 class UserError(Exception):
@@ -107,13 +110,55 @@ def add_bias(x, bias, norm):
     return x if norm == 'batch_norm' else x + bias
 
 
+def conv2d(x, kernel, stride):
+    """tf.nn.conv2d with padding 'SAME', as a product of patches and kernel where that is faster: few images, stride 2.
+
+    `x` is [examples, height, width, channels], `kernel` [size, size, channels, filters] (docs/performance.md).
+    """
+    examples, height, width, channels = x.shape
+    size, _, _, filters = kernel.shape
+    positions = [examples, -(-height // 2), -(-width // 2)]
+    if stride != 2 or np.prod(positions) * size * size * channels > SMALL_CONVOLUTION:
+        return tf.nn.conv2d(x, kernel, stride, 'SAME')
+    return tf.reshape(patches(x, size) @ tf.reshape(kernel, [-1, filters]), [*positions, filters])
+
+
+def patches(x, size):
+    """What a size x size kernel of stride 2 sees of `x` at each position: [positions, size * size * channels].
+
+    This is linear: its gradient is its transpose, whose gradient is the map again. TensorFlow knows as much, but
+    takes longer for the second.
+    """
+    pixels, channels = patch_pixels(*x.shape[:3], size), x.shape[3]
+
+    @tf.custom_gradient
+    def take(x):
+        rows = tf.pad(tf.reshape(x, [-1, channels]), [[1, 0], [0, 0]])        # row 0 is the padding
+        return tf.reshape(tf.gather(rows, pixels), [-1, size * size * channels]), give
+
+    @tf.custom_gradient
+    def give(d):
+        rows = tf.reshape(d, [-1, channels])
+        return tf.reshape(tf.math.unsorted_segment_sum(rows, pixels - 1, np.prod(x.shape[:3])), x.shape), take
+
+    return take(x)
+
+
+@functools.cache
+def patch_pixels(examples, height, width, size):
+    """For each entry of each patch, the pixel that it shows, counted from 1; 0 for the padding."""
+    pixels = np.arange(1, examples * height * width + 1, dtype=np.int32).reshape(examples, height, width)
+    margins = [max((-(-side // 2) - 1) * 2 + size - side, 0) for side in (height, width)]
+    pixels = np.pad(pixels, [(0, 0)] + [(m // 2, m - m // 2) for m in margins])
+    return np.lib.stride_tricks.sliding_window_view(pixels, (size, size), (1, 2))[:, ::2, ::2].reshape(-1)
+
+
 def conv_block(x, weights, layer, norm, max_pool):
     """3x3 convolution, bias, norm, ReLU, and either stride 2 or a 2x2 max-pool (original utils.py:25-38).
 
     `x` is [examples, height, width, channels]; `layer` counts from 1, its norm scope is layer - 1.
     """
-    stride = 1 if max_pool else 2
-    x = add_bias(tf.nn.conv2d(x, weights[f'conv{layer}'], stride, 'SAME'), weights[f'b{layer}'], norm)
+    x = add_bias(conv2d(x, weights[f'conv{layer}'], 1 if max_pool else 2), weights[f'b{layer}'], norm)
     x = normalize(x, weights, norm, layer - 1)
     if max_pool:                        # before the ReLU: the two commute, gradients too, and the map is 4 x smaller
         x = tf.nn.max_pool2d(x, 2, 2, 'VALID')

@@ -137,3 +137,27 @@ def test_batch_norm_of_many_examples_without_positions():
     y = utils.batch_norm(x, tf.fill([4], 0.5)).numpy()
     np.testing.assert_allclose(y.mean(axis=0), 0.5, atol=1e-4)
     np.testing.assert_allclose(y.std(axis=0), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize('shape', [(5, 28, 28, 1), (2, 7, 7, 3), (1, 4, 5, 2), (3, 1, 1, 2)])
+def test_a_small_convolution_is_tensorflows(shape):
+    """The product of patches and kernel, its gradients, and the gradients of those, up to rounding."""
+    rng = np.random.default_rng(0)
+    x, kernel = tf.constant(rng.normal(size=shape)), tf.constant(rng.normal(size=[3, 3, shape[3], 4]))
+    weight = tf.constant(rng.normal(size=tf.nn.conv2d(x, kernel, 2, 'SAME').shape))
+    assert np.prod(weight.shape[:3]) * 9 * shape[3] <= utils.SMALL_CONVOLUTION
+
+    def derivatives(convolution):
+        with tf.GradientTape() as outer:
+            outer.watch((x, kernel))
+            with tf.GradientTape() as inner:
+                inner.watch((x, kernel))
+                y = convolution(x, kernel)
+                loss = tf.reduce_sum(weight * y ** 3)
+            gradients = inner.gradient(loss, (x, kernel))
+            norm = tf.add_n([tf.reduce_sum(g ** 2) for g in gradients])
+        return y, *gradients, *outer.gradient(norm, (x, kernel))
+
+    for ours, theirs in zip(derivatives(lambda *a: utils.conv2d(*a, 2)),
+                            derivatives(lambda *a: tf.nn.conv2d(*a, 2, 'SAME'))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
