@@ -12,6 +12,7 @@ between the timed steps and with the same threads; all times are medians. "drawi
 take. The limit of a meta-iteration of reinforcement learning is its time steps at the rate of bare physics and its
 floating-point operations at that of GEMM. Nothing passes or fails.
 """
+
 import argparse
 import itertools
 import json
@@ -28,13 +29,18 @@ import runtime
 
 EXPERIMENTS = {
     'sinusoid': {'datasource': 'sinusoid'},
-    **{f'omniglot_{n}way_{k}shot': {'datasource': 'omniglot', 'num_classes': n, 'update_batch_size': k}
-       for n in (5, 20) for k in (1, 5)},
-    **{f'omniglot_5way_{k}shot_noconv': {'datasource': 'omniglot', 'update_batch_size': k, 'conv': False}
-       for k in (1, 5)},
+    **{
+        f'omniglot_{n}way_{k}shot': {'datasource': 'omniglot', 'num_classes': n, 'update_batch_size': k}
+        for n in (5, 20)
+        for k in (1, 5)
+    },
+    **{
+        f'omniglot_5way_{k}shot_noconv': {'datasource': 'omniglot', 'update_batch_size': k, 'conv': False}
+        for k in (1, 5)
+    },
     **{f'miniimagenet_5way_{k}shot': {'datasource': 'miniimagenet', 'update_batch_size': k} for k in (1, 5)},
 }
-RL = {name: {'datasource': name} for name in ('cheetah_vel', 'ant_vel')}    # the other goals cost the same
+RL = {name: {'datasource': name} for name in ('cheetah_vel', 'ant_vel')}  # the other goals cost the same
 
 
 def forward_flops(network):
@@ -60,6 +66,7 @@ def step_flops(config, network):
 def gemm_timer(threads):
     """A function that measures GFLOP/s of float32 matrix products of size 1,024, one on each of the threads."""
     import tensorflow as tf
+
     matrices = tf.random.normal([2 * threads, 1024, 1024])
 
     @tf.function
@@ -69,7 +76,7 @@ def gemm_timer(threads):
     def measure():
         start = time.perf_counter()
         multiply().numpy()
-        return len(matrices) * 2 * 1024 ** 3 / (time.perf_counter() - start) / 1e9
+        return len(matrices) * 2 * 1024**3 / (time.perf_counter() - start) / 1e9
 
     measure()
     return measure
@@ -78,9 +85,22 @@ def gemm_timer(threads):
 def settings(**flags):
     """The configuration that main.py would have with these flags."""
     unset = {flag: None for _, values, _ in experiments.PAPER for flag in values}
-    given = {**unset, 'baseline': None, 'logdir': None, 'train_query': None, 'test_query': None, 'data_dir': None,
-             'train_update_batch_size': -1, 'train_update_lr': -1, 'seed': 1, 'train': True, 'test_set': False,
-             'learn_update_lr': False, 'stop_grad': False, **flags}
+    given = {
+        **unset,
+        'baseline': None,
+        'logdir': None,
+        'train_query': None,
+        'test_query': None,
+        'data_dir': None,
+        'train_update_batch_size': -1,
+        'train_update_lr': -1,
+        'seed': 1,
+        'train': True,
+        'test_set': False,
+        'learn_update_lr': False,
+        'stop_grad': False,
+        **flags,
+    }
     return types.SimpleNamespace(**experiments.resolve(given)[0])
 
 
@@ -90,13 +110,22 @@ def make_generator(config, source):
 
     import training
     from data_generator import ImageGenerator
+
     folder = pathlib.Path(config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder)
     if not source.img_size or any(entry.is_dir() for entry in folder.glob('*')):
         return training.make_data(config, source)['train'], True
     classes = [range(30 * i, 30 * i + 30) for i in range(64)]
     images = np.random.default_rng(0).integers(0, 256, [30 * 64, source.dim_input], np.uint8)
-    return ImageGenerator(images, classes, config.num_classes, config.update_batch_size, config.train_query,
-                          config.meta_batch_size, config.datasource == 'omniglot', config.seed), False
+    return ImageGenerator(
+        images,
+        classes,
+        config.num_classes,
+        config.update_batch_size,
+        config.train_query,
+        config.meta_batch_size,
+        config.datasource == 'omniglot',
+        config.seed,
+    ), False
 
 
 def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began):
@@ -106,6 +135,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
 
     import training
     from data_generator import prefetched
+
     config = settings(stop_grad=stop_grad, meta_batch_size=meta_batch_size, data_dir=data_dir, **EXPERIMENTS[name])
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
@@ -126,7 +156,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
         if sum(times) > len(rates) * seconds / 20:
             rates.append(gemm())
     if source.img_size:
-        generator.images.max()                             # a long run comes to read all of the file that is mapped
+        generator.images.max()  # a long run comes to read all of the file that is mapped
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     milliseconds = 1000 * np.array(times) / source.block
     draws = []
@@ -135,13 +165,26 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
         generator.train_block(number)
         draws.append(time.perf_counter() - before)
     rate, flops, median = float(np.median(rates)), step_flops(config, model.network), float(np.median(milliseconds))
-    return {'experiment': name, 'first_order': stop_grad, 'real_images': real, 'threads': threads,
-            'meta_batch_size': config.meta_batch_size, 'ms': median, 'ms_min': float(milliseconds.min()),
-            'n': len(times), 'gflop': flops / 1e9, 'gflops': flops / median / 1e6, 'gemm_gflops': rate,
-            'step_over_gemm': median / (flops / rate / 1e6), 'memory_gb': memory, 'tracing_s': first_step - start,
-            'first_step_s': first_step - began, 'waiting': float(np.median(waits) / np.median(times)),
-            'drawing': float(np.median(draws)) * 1000 / source.block / median,
-            'hours_60000': median * 60000 / 3.6e6}
+    return {
+        'experiment': name,
+        'first_order': stop_grad,
+        'real_images': real,
+        'threads': threads,
+        'meta_batch_size': config.meta_batch_size,
+        'ms': median,
+        'ms_min': float(milliseconds.min()),
+        'n': len(times),
+        'gflop': flops / 1e9,
+        'gflops': flops / median / 1e6,
+        'gemm_gflops': rate,
+        'step_over_gemm': median / (flops / rate / 1e6),
+        'memory_gb': memory,
+        'tracing_s': first_step - start,
+        'first_step_s': first_step - began,
+        'waiting': float(np.median(waits) / np.median(times)),
+        'drawing': float(np.median(draws)) * 1000 / source.block / median,
+        'hours_60000': median * 60000 / 3.6e6,
+    }
 
 
 def measure_rl(name, threads):
@@ -150,6 +193,7 @@ def measure_rl(name, threads):
     import numpy as np
 
     from rl.benchmark import measure_iteration, measure_rates
+
     gemm = gemm_timer(threads)
     rates = [gemm() for _ in range(10)]
     row = {'experiment': name, 'threads': threads, **measure_rates(name, threads=threads)}
@@ -157,8 +201,11 @@ def measure_rl(name, threads):
     rates += [gemm() for _ in range(10)]
     row['gemm_gflops'] = float(np.median(rates))
     row['limit_s'] = row['env_steps'] / row['raw'] + row['gflop'] / row['gemm_gflops']
-    return {**row, 'over_limit': row['seconds'] / row['limit_s'],
-            'memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+    return {
+        **row,
+        'over_limit': row['seconds'] / row['limit_s'],
+        'memory_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
 
 
 def in_a_process(function, *arguments):
@@ -169,21 +216,34 @@ def in_a_process(function, *arguments):
 
 def supervised_rows(names, options, earlier):
     """Measures and prints a row for each experiment and order of the gradient; returns them."""
-    print(f'{"":29s}{"ms":>9s}{"min":>9s}{"n":>5s}{"GFLOP/s":>9s}{"GEMM":>6s}{"step/GEMM":>10s}{"GB":>6s}'
-          f'{"1st step":>9s}{"drawing":>8s}{"waiting":>8s}{"60,000":>8s}{"1st order":>10s}'
-          + ('   earlier' if earlier else ''))
+    print(
+        f'{"":29s}{"ms":>9s}{"min":>9s}{"n":>5s}{"GFLOP/s":>9s}{"GEMM":>6s}{"step/GEMM":>10s}{"GB":>6s}'
+        f'{"1st step":>9s}{"drawing":>8s}{"waiting":>8s}{"60,000":>8s}{"1st order":>10s}'
+        + ('   earlier' if earlier else '')
+    )
     rows = []
     for name, stop_grad in itertools.product(names, (False, True)):
-        row = in_a_process(measure, name, stop_grad, options.meta_batch_size, options.data_dir, options.seconds,
-                           options.threads, time.time())
+        row = in_a_process(
+            measure,
+            name,
+            stop_grad,
+            options.meta_batch_size,
+            options.data_dir,
+            options.seconds,
+            options.threads,
+            time.time(),
+        )
         row['over_second_order'] = row['ms'] / rows[-1]['ms'] if stop_grad else None
         rows.append(row)
         label = ('  first order' if stop_grad else name) + ('' if row['real_images'] else ' (random)')
-        print(f'{label:29s}{row["ms"]:9.2f}{row["ms_min"]:9.2f}{row["n"]:5d}{row["gflops"]:9.1f}'
-              f'{row["gemm_gflops"]:6.0f}{row["step_over_gemm"]:10.2f}{row["memory_gb"]:6.2f}'
-              f'{row["first_step_s"]:7.1f} s{row["drawing"]:8.1%}{row["waiting"]:8.1%}{row["hours_60000"]:6.1f} h'
-              + (f'{row["over_second_order"]:9.2f}x' if stop_grad else ' ' * 10)
-              + (f'{earlier[name, stop_grad]["ms"]:10.2f}' if (name, stop_grad) in earlier else ''), flush=True)
+        print(
+            f'{label:29s}{row["ms"]:9.2f}{row["ms_min"]:9.2f}{row["n"]:5d}{row["gflops"]:9.1f}'
+            f'{row["gemm_gflops"]:6.0f}{row["step_over_gemm"]:10.2f}{row["memory_gb"]:6.2f}'
+            f'{row["first_step_s"]:7.1f} s{row["drawing"]:8.1%}{row["waiting"]:8.1%}{row["hours_60000"]:6.1f} h'
+            + (f'{row["over_second_order"]:9.2f}x' if stop_grad else ' ' * 10)
+            + (f'{earlier[name, stop_grad]["ms"]:10.2f}' if (name, stop_grad) in earlier else ''),
+            flush=True,
+        )
     return rows
 
 
@@ -193,15 +253,20 @@ def rl_rows(names, options, earlier):
     for name in names:
         row = in_a_process(measure_rl, name, options.threads)
         rows.append(row)
-        print(f'{name}: sampler {row["sampler"]:,.0f} time steps a second, {row["sampler"] / row["raw"]:.2f} x '
-              f'mujoco.batch ({row["raw"]:,.0f}), {row["sampler"] / row["sync_vector"]:.1f} x SyncVectorEnv '
-              f'({row["sync_vector"]:,.0f})')
-        print(f'  meta-iteration {row["seconds"]:.2f} s: sampling {row["sampling"]:.2f}, gradient '
-              f'{row["gradient"]:.2f}, conjugate gradients {row["conjugate_gradients"]:.2f}, line search '
-              f'{row["line_search"]:.2f}; limit {row["limit_s"]:.2f} s ({row["env_steps"]:,.0f} steps, '
-              f'{row["gflop"]:,.0f} GFLOP at {row["gemm_gflops"]:.0f}/s), {row["over_limit"]:.2f} x; '
-              f'{row["memory_gb"]:.2f} GB'
-              + (f'; earlier {earlier[name, None]["seconds"]:.2f} s' if (name, None) in earlier else ''), flush=True)
+        print(
+            f'{name}: sampler {row["sampler"]:,.0f} time steps a second, {row["sampler"] / row["raw"]:.2f} x '
+            f'mujoco.batch ({row["raw"]:,.0f}), {row["sampler"] / row["sync_vector"]:.1f} x SyncVectorEnv '
+            f'({row["sync_vector"]:,.0f})'
+        )
+        print(
+            f'  meta-iteration {row["seconds"]:.2f} s: sampling {row["sampling"]:.2f}, gradient '
+            f'{row["gradient"]:.2f}, conjugate gradients {row["conjugate_gradients"]:.2f}, line search '
+            f'{row["line_search"]:.2f}; limit {row["limit_s"]:.2f} s ({row["env_steps"]:,.0f} steps, '
+            f'{row["gflop"]:,.0f} GFLOP at {row["gemm_gflops"]:.0f}/s), {row["over_limit"]:.2f} x; '
+            f'{row["memory_gb"]:.2f} GB'
+            + (f'; earlier {earlier[name, None]["seconds"]:.2f} s' if (name, None) in earlier else ''),
+            flush=True,
+        )
     return rows
 
 
@@ -210,7 +275,7 @@ def main():
     parser.add_argument('--only', choices=[*EXPERIMENTS, *RL], help='one experiment, by name')
     parser.add_argument('--seconds', type=float, default=10, help='how long to time each supervised row')
     parser.add_argument('--threads', type=int, help='cores to use; default: all')
-    parser.add_argument('--meta_batch_size', type=int, help='tasks of a supervised step; default: the paper\'s')
+    parser.add_argument('--meta_batch_size', type=int, help="tasks of a supervised step; default: the paper's")
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
     parser.add_argument('--out', help='write the rows to this JSON file')
     parser.add_argument('--compare', type=argparse.FileType(), help='JSON file of an earlier run to stand beside')

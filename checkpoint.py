@@ -3,6 +3,7 @@
 The iteration and the seed are the whole state of the samplers (data_generator.py, rl/sampler.py), so a run goes on
 from a checkpoint exactly as if it had not stopped. Also reads the weights of the original's TF1 checkpoints.
 """
+
 import os
 import re
 import zipfile
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from utils import UserError
 
-MAX_TO_KEEP = 10                       # original main.py:294
+MAX_TO_KEEP = 10  # original main.py:294
 
 
 def variables(model):
@@ -21,8 +22,9 @@ def variables(model):
 
     A model has `weights`, a dictionary of variables, and maybe the two optimisers of maml.py; TRPO has no slots.
     """
-    optimisers = {name: getattr(model, name).slots for name in ('pretrain_adam', 'metatrain_adam')
-                  if hasattr(model, name)}
+    optimisers = {
+        name: getattr(model, name).slots for name in ('pretrain_adam', 'metatrain_adam') if hasattr(model, name)
+    }
     groups = {'weights': model.weights, **optimisers}
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
@@ -69,8 +71,10 @@ def assign(targets, arrays, path):
     for name, variable in targets.items():
         found = arrays[name].shape if name in arrays else None
         if found != tuple(variable.shape):
-            raise UserError(f'{path} does not fit this network: {name} should be {tuple(variable.shape)} but is '
-                            f'{found or "missing"}: use the flags that it was trained with')
+            raise UserError(
+                f'{path} does not fit this network: {name} should be {tuple(variable.shape)} but is '
+                f'{found or "missing"}: use the flags that it was trained with'
+            )
     for name, variable in targets.items():
         variable.assign(tf.cast(arrays[name], variable.dtype))
 
@@ -124,5 +128,6 @@ def read_tf1(prefix, weights):
         named.update({name: 'model/Variable' + (f'_{i}' if i else '') for i, name in enumerate(unnamed)})
         return {name: reader.get_tensor(key) for name, key in named.items() if key in stored}
     except (tf.errors.OpError, ValueError, RuntimeError):
-        raise UserError(f'{prefix} is neither one of our checkpoints (.npz) nor a TensorFlow checkpoint: check the '
-                        'path') from None
+        raise UserError(
+            f'{prefix} is neither one of our checkpoints (.npz) nor a TensorFlow checkpoint: check the path'
+        ) from None

@@ -3,6 +3,7 @@
 A batch is a function of the seed and its number alone, not of the file system, of time or of threads, so the
 iteration number is the whole state of a sampler and a resumed run sees the tasks that it would have seen.
 """
+
 import concurrent.futures
 import functools
 import hashlib
@@ -18,15 +19,16 @@ from tqdm import tqdm
 
 from utils import UserError
 
-TRAIN, VALIDATION, TEST = 1, 2, 3          # streams of task draws, part of the random generator's key
-TEST_BATCH = 50                            # tasks of a test that are drawn and evaluated together
-OMNIGLOT_SPLIT = (1100, 100, 423)          # characters for training, validation, test (original :41-54)
+TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random generator's key
+TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
+OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (original :41-54)
 IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg')
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
 def prefetched(batch, first):
     """Yields batch(first), batch(first + 1), … as tuples of tensors, each drawn while the one before is in use."""
+
     def draw(number):
         return tuple(tf.convert_to_tensor(array) for array in batch(number))
 
@@ -42,6 +44,7 @@ class SinusoidGenerator:
 
     Inputs are [tasks, K, 1], or [tasks, K, 3] for the oracle, which sees amplitude and phase too.
     """
+
     amp_range, phase_range, input_range = (0.1, 5.0), (0, np.pi), (-5.0, 5.0)
     dim_output = 1
 
@@ -65,8 +68,9 @@ class SinusoidGenerator:
     def train_block(self, number):
         """Block `number` of the training stream: arrays [block, tasks, K, …]."""
         rng = np.random.default_rng([self.seed, TRAIN, number])
-        tasks = self.split(*self.generate_sinusoid_batch(rng, self.block * self.meta_batch_size,
-                                                         self.update_batch_size + self.query))
+        tasks = self.split(
+            *self.generate_sinusoid_batch(rng, self.block * self.meta_batch_size, self.update_batch_size + self.query)
+        )
         return tuple(part.reshape(self.block, self.meta_batch_size, *part.shape[1:]) for part in tasks)
 
     def test_batches(self, num_tasks):
@@ -93,8 +97,9 @@ class ImageGenerator:
     every task is turned by 0, 90, 180 or 270 degrees, at validation and test as well (original :138,147).
     """
 
-    def __init__(self, images, classes, num_classes, update_batch_size, query, meta_batch_size, rotations=False,
-                 seed=1):
+    def __init__(
+        self, images, classes, num_classes, update_batch_size, query, meta_batch_size, rotations=False, seed=1
+    ):
         self.num_classes, self.update_batch_size, self.query = num_classes, update_batch_size, query
         self.meta_batch_size, self.seed, self.rotations = meta_batch_size, seed, 4 if rotations else 1
         self.images, self.stride = images, len(images)
@@ -105,7 +110,7 @@ class ImageGenerator:
         self.sizes = np.array([len(rows) for rows in classes])
         self.rows = np.zeros([len(classes), self.sizes.max()], np.int64)
         for index, rows in enumerate(classes):
-            self.rows[index, :len(rows)] = rows
+            self.rows[index, : len(rows)] = rows
         self.missing = np.arange(self.rows.shape[1]) >= self.sizes[:, None]
         self.dim_input, self.dim_output = images.shape[1], num_classes
 
@@ -129,17 +134,21 @@ class ImageGenerator:
         """
         rng = np.random.default_rng([self.seed, stream, number])
         ways, samples = self.num_classes, self.update_batch_size + self.query
-        classes = choose(rng.random([num_tasks, len(self.rows)]), ways)                       # [tasks, N]
+        classes = choose(rng.random([num_tasks, len(self.rows)]), ways)  # [tasks, N]
         keys = rng.random([num_tasks, ways, self.rows.shape[1]])
         keys[self.missing[classes]] = np.inf
-        examples = np.take_along_axis(self.rows[classes], choose(keys, samples), 2)          # [tasks, N, K + query]
+        examples = np.take_along_axis(self.rows[classes], choose(keys, samples), 2)  # [tasks, N, K + query]
         examples += self.stride * rng.integers(self.rotations, size=[num_tasks, ways, 1])
         labels = rng.permuted(np.broadcast_to(np.arange(ways), [num_tasks, samples, ways]), axis=2)
         examples = np.take_along_axis(examples.swapaxes(1, 2), labels, 2).reshape(num_tasks, -1)
         labels = np.eye(ways, dtype=np.float32)[labels.reshape(num_tasks, -1)]
         support = ways * self.update_batch_size
-        return (self.images[examples[:, :support]], labels[:, :support],
-                self.images[examples[:, support:]], labels[:, support:])
+        return (
+            self.images[examples[:, :support]],
+            labels[:, :support],
+            self.images[examples[:, support:]],
+            labels[:, support:],
+        )
 
 
 def choose(keys, number):
@@ -151,8 +160,10 @@ def choose(keys, number):
 
 # ---- Folders of images -----------------------------------------------------------------------------------------
 
-def image_generators(datasource, source, data_dir, splits, num_classes, update_batch_size, query, meta_batch_size,
-                     seed):
+
+def image_generators(
+    datasource, source, data_dir, splits, num_classes, update_batch_size, query, meta_batch_size, seed
+):
     """An ImageGenerator for each of `splits` ('train', 'val', 'test'); `query` maps a split to images a class.
 
     Raises UserError when the data is missing or cannot serve the tasks asked for.
@@ -162,14 +173,26 @@ def image_generators(datasource, source, data_dir, splits, num_classes, update_b
         images, classes, names = load_split(datasource, source, pathlib.Path(data_dir), split)
         needed = update_batch_size + query[split]
         if len(classes) < num_classes:
-            raise UserError(f'{data_dir} has {len(classes)} classes in its {split} split, too few for '
-                            f'{num_classes}-way tasks: lower --num_classes or bring more data')
+            raise UserError(
+                f'{data_dir} has {len(classes)} classes in its {split} split, too few for '
+                f'{num_classes}-way tasks: lower --num_classes or bring more data'
+            )
         for name, rows in zip(names, classes):
             if len(rows) < needed:
-                raise UserError(f'{name} has {len(rows)} images, but a task needs {needed} of a class '
-                                f'({update_batch_size} + {query[split]} query): add images or remove the class')
-        generators[split] = ImageGenerator(images, classes, num_classes, update_batch_size, query[split],
-                                           meta_batch_size, datasource == 'omniglot', seed)
+                raise UserError(
+                    f'{name} has {len(rows)} images, but a task needs {needed} of a class '
+                    f'({update_batch_size} + {query[split]} query): add images or remove the class'
+                )
+        generators[split] = ImageGenerator(
+            images,
+            classes,
+            num_classes,
+            update_batch_size,
+            query[split],
+            meta_batch_size,
+            datasource == 'omniglot',
+            seed,
+        )
     return generators
 
 
@@ -187,10 +210,13 @@ def load_split(datasource, source, data_dir, split):
         random.Random(1).shuffle(order)
         total = sum(OMNIGLOT_SPLIT)
         cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / total) for i in (part, part + 1)]
-        order = order[cuts[0]:cuts[1]]
+        order = order[cuts[0] : cuts[1]]
         ends = np.cumsum([0] + [len(classes[i]) for i in order])
-        return (np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
-                [range(*ends[i:i + 2]) for i in range(len(order))], [names[i] for i in order])
+        return (
+            np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
+            [range(*ends[i : i + 2]) for i in range(len(order))],
+            [names[i] for i in order],
+        )
     images, classes, names = load_folders(data_dir / split, '*', source.img_size, source.channels)
     warn_if_smaller(data_dir / split, classes, *FULL_SIZE[datasource][part])
     return images, classes, names
@@ -199,8 +225,11 @@ def load_split(datasource, source, data_dir, split):
 def warn_if_smaller(folder, classes, num_classes, num_images):
     """Say on stderr when the data is not the whole published set."""
     if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
-        print(f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
-              f'{num_classes} x {num_images}: results will not compare with the paper', file=sys.stderr)
+        print(
+            f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
+            f'{num_classes} x {num_images}: results will not compare with the paper',
+            file=sys.stderr,
+        )
 
 
 @functools.lru_cache(maxsize=4)
@@ -225,7 +254,7 @@ def load_folders(folder, pattern, img_size, channels, invert=False):
     cache = folder / f'cache-{digest.hexdigest()[:16]}.npy'
     try:
         images = np.load(cache, mmap_mode='r')
-    except (OSError, ValueError):              # none yet, or damaged
+    except (OSError, ValueError):  # none yet, or damaged
         images = decode(files, img_size, channels, invert)
         write_cache(cache, images)
     return images, classes, names
@@ -239,8 +268,10 @@ def write_cache(cache, images):
             np.save(file, images)
         os.replace(temporary, cache)
     except OSError as error:
-        print(f'warning: {cache} cannot be written ({error.strerror}): the images will be decoded at every start',
-              file=sys.stderr)
+        print(
+            f'warning: {cache} cannot be written ({error.strerror}): the images will be decoded at every start',
+            file=sys.stderr,
+        )
         return
     for old in cache.parent.glob('cache-*.npy'):
         if old != cache:
@@ -252,7 +283,8 @@ def decode(files, img_size, channels, invert):
     images = np.empty([len(files), img_size * img_size * channels], np.uint8)
     decoded = tf.data.Dataset.from_tensor_slices(files).map(
         lambda file: tf.io.decode_image(tf.io.read_file(file), channels, expand_animations=False),
-        num_parallel_calls=tf.data.AUTOTUNE)
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
     iterator = iter(decoded)
     for row, file in enumerate(tqdm(files, f'decoding {os.path.dirname(os.path.dirname(files[0]))}', disable=None)):
         try:
@@ -260,7 +292,9 @@ def decode(files, img_size, channels, invert):
         except tf.errors.InvalidArgumentError:
             raise UserError(f'{file} is not a readable image: replace or remove it') from None
         if image.shape[:2] != (img_size, img_size):
-            raise UserError(f'{file} is {image.shape[1]}x{image.shape[0]}, not {img_size}x{img_size}: '
-                            'run the preparation script first (see data/README.md)')
+            raise UserError(
+                f'{file} is {image.shape[1]}x{image.shape[0]}, not {img_size}x{img_size}: '
+                'run the preparation script first (see data/README.md)'
+            )
         images[row] = image.reshape(-1)
     return 255 - images if invert else images

@@ -5,6 +5,7 @@
 
 The mathematics stays in maml.py: its outer step averages gradients over the replicas, whatever their number.
 """
+
 import os
 
 import numpy as np
@@ -31,16 +32,25 @@ def make_strategy(kind, meta_batch_size):
         except (ValueError, KeyError, tf.errors.OpError) as error:
             raise UserError(f'TF_CONFIG cannot be used ({" ".join(str(error).split())}): see the README') from None
     if meta_batch_size % strategy.num_replicas_in_sync:
-        raise UserError(f'--meta_batch_size={meta_batch_size} cannot be divided over {strategy.num_replicas_in_sync} '
-                        'replicas: choose a multiple of that')
+        raise UserError(
+            f'--meta_batch_size={meta_batch_size} cannot be divided over {strategy.num_replicas_in_sync} '
+            'replicas: choose a multiple of that'
+        )
     return strategy
 
 
 def is_chief(strategy):
     """Whether this process is the one that reads and writes files, prints and tests."""
     resolver = strategy.cluster_resolver
-    return resolver is None or resolver.task_type in (None, 'chief') or (
-        resolver.task_type == 'worker' and resolver.task_id == 0 and not resolver.cluster_spec().as_dict().get('chief'))
+    return (
+        resolver is None
+        or resolver.task_type in (None, 'chief')
+        or (
+            resolver.task_type == 'worker'
+            and resolver.task_id == 0
+            and not resolver.cluster_spec().as_dict().get('chief')
+        )
+    )
 
 
 def block_trainer(strategy, model):
@@ -56,17 +66,19 @@ def block_trainer(strategy, model):
     def train_block(block, first, last, pretrain=False):
         rows = []
         for step in range(first, last):
+
             def share(context, step=step):
                 """This replica's tasks: an equal part of the batch, by its place among all replicas."""
                 tasks = block[0].shape[1] // replicas
                 begin = context.replica_id_in_sync_group * tasks
-                return tuple(part[step, begin:begin + tasks] for part in block)
+                return tuple(part[step, begin : begin + tasks] for part in block)
 
             try:
                 metrics = outer_step(strategy.experimental_distribute_values_from_function(share), pretrain)
             except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError):
-                raise UserError('another worker is gone: start all of them again, and they go on from the newest '
-                                'checkpoint') from None
+                raise UserError(
+                    'another worker is gone: start all of them again, and they go on from the newest checkpoint'
+                ) from None
             rows.append(strategy.experimental_local_results(metrics)[0].numpy())
         return np.stack(rows)
 

@@ -4,81 +4,154 @@ main.py fills the flags that the user left unset from `PAPER`; no other place ho
 paper's appendix, "main.py:49" the original repository (github.com/cbfinn/maml at a7f45f1), and "maml_rl:" the folder
 maml_examples/ of the original's other repository (github.com/cbfinn/maml_rl at 9c8e2eb).
 """
+
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What a data source is, whatever the experiment; img_size 0 means that it is not made of images."""
-    dim_hidden: tuple                 # hidden layers of its fully connected network
-    rl: bool = False                  # reinforcement learning, on the family of this name in rl/envs, or supervised
-    dim_input: int = 0                # of the supervised ones
+
+    dim_hidden: tuple  # hidden layers of its fully connected network
+    rl: bool = False  # reinforcement learning, on the family of this name in rl/envs, or supervised
+    dim_input: int = 0  # of the supervised ones
     img_size: int = 0
     channels: int = 0
-    flatten: bool = False             # head of the conv net: flatten, or mean over positions (maml.py:203,223)
-    clip: float | None = None         # element-wise limit of the meta-gradient (maml.py:147-149)
-    print_interval: int = 100         # main.py:75-80
-    block: int = 1                    # outer steps a call of the compiled training function
-    folder: str = ''                  # below data/
+    flatten: bool = False  # head of the conv net: flatten, or mean over positions (maml.py:203,223)
+    clip: float | None = None  # element-wise limit of the meta-gradient (maml.py:147-149)
+    print_interval: int = 100  # main.py:75-80
+    block: int = 1  # outer steps a call of the compiled training function
+    folder: str = ''  # below data/
 
 
 SOURCES = {
     'sinusoid': Source(dim_input=1, dim_hidden=(40, 40), print_interval=1000, block=100),
-    'omniglot': Source(dim_input=28 * 28, dim_hidden=(256, 128, 64, 64), img_size=28, channels=1,
-                       folder='omniglot_resized'),
-    'miniimagenet': Source(dim_input=84 * 84 * 3, dim_hidden=(256, 128, 64, 64), img_size=84, channels=3,
-                           flatten=True, clip=10.0, folder='miniImagenet'),
-    **dict.fromkeys(['point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
-                    Source(rl=True, dim_hidden=(100, 100))),         # section 5.3; more of them in rl/envs/__init__.py
+    'omniglot': Source(
+        dim_input=28 * 28, dim_hidden=(256, 128, 64, 64), img_size=28, channels=1, folder='omniglot_resized'
+    ),
+    'miniimagenet': Source(
+        dim_input=84 * 84 * 3,
+        dim_hidden=(256, 128, 64, 64),
+        img_size=84,
+        channels=3,
+        flatten=True,
+        clip=10.0,
+        folder='miniImagenet',
+    ),
+    **dict.fromkeys(
+        ['point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'], Source(rl=True, dim_hidden=(100, 100))
+    ),  # section 5.3; more of them in rl/envs/__init__.py
 }
 
 # (where the row applies, the flags that it sets, where they come from); a later row wins over an earlier one.
 PAPER = [
-    ({'rl': False}, dict(num_classes=5, pretrain_iterations=0, meta_lr=0.001, num_filters=64, conv=True,
-                         max_pool=False, save_interval=1000, num_test_tasks=600), 'main.py:41-62,74,235'),
-    ({'datasource': 'sinusoid'},
-     dict(update_batch_size=10, num_updates=1, update_lr=0.01, norm='None', test_num_updates=10,
-          paper_steps=[1, 5, 10]),
-     'section 5.1, Table 2'),
+    (
+        {'rl': False},
+        dict(
+            num_classes=5,
+            pretrain_iterations=0,
+            meta_lr=0.001,
+            num_filters=64,
+            conv=True,
+            max_pool=False,
+            save_interval=1000,
+            num_test_tasks=600,
+        ),
+        'main.py:41-62,74,235',
+    ),
+    (
+        {'datasource': 'sinusoid'},
+        dict(
+            update_batch_size=10,
+            num_updates=1,
+            update_lr=0.01,
+            norm='None',
+            test_num_updates=10,
+            paper_steps=[1, 5, 10],
+        ),
+        'section 5.1, Table 2',
+    ),
     ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'main.py:4,47'),
-    ({'datasource': 'omniglot'},
-     dict(update_batch_size=1, num_updates=1, update_lr=0.4, meta_batch_size=32, metatrain_iterations=60000,
-          norm='batch_norm', test_num_updates=10, paper_steps=[3]), 'A.1, 5-way'),
-    ({'datasource': 'omniglot', 'num_classes': 20},
-     dict(num_updates=5, update_lr=0.1, meta_batch_size=16, paper_steps=[5]), 'A.1, 20-way'),
-    ({'datasource': 'miniimagenet'},
-     dict(update_batch_size=1, num_updates=5, update_lr=0.01, meta_batch_size=4, metatrain_iterations=60000,
-          norm='batch_norm', test_num_updates=10, paper_steps=[10], num_filters=32, max_pool=True, train_query=15),
-     'A.1'),
+    (
+        {'datasource': 'omniglot'},
+        dict(
+            update_batch_size=1,
+            num_updates=1,
+            update_lr=0.4,
+            meta_batch_size=32,
+            metatrain_iterations=60000,
+            norm='batch_norm',
+            test_num_updates=10,
+            paper_steps=[3],
+        ),
+        'A.1, 5-way',
+    ),
+    (
+        {'datasource': 'omniglot', 'num_classes': 20},
+        dict(num_updates=5, update_lr=0.1, meta_batch_size=16, paper_steps=[5]),
+        'A.1, 20-way',
+    ),
+    (
+        {'datasource': 'miniimagenet'},
+        dict(
+            update_batch_size=1,
+            num_updates=5,
+            update_lr=0.01,
+            meta_batch_size=4,
+            metatrain_iterations=60000,
+            norm='batch_norm',
+            test_num_updates=10,
+            paper_steps=[10],
+            num_filters=32,
+            max_pool=True,
+            train_query=15,
+        ),
+        'A.1',
+    ),
     ({'datasource': 'miniimagenet', 'update_batch_size': 5}, dict(meta_batch_size=2), 'A.1, 5-shot'),
     ({'conv': False}, dict(max_pool=False), 'section 5.2'),
-
     # Reinforcement learning. update_batch_size counts rollouts of a task in each sampling step of training,
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
     ({'rl': True}, dict(update_batch_size=20, num_updates=1, update_lr=0.1, meta_batch_size=40), 'section 5.3, A.2'),
     ({'rl': True}, dict(metatrain_iterations=500), 'A.2 (released: 800)'),
     ({'rl': True}, dict(meta_step_size=0.01, kl_constrain_step=-1), 'maml_rl: cluster_maml_trpo_*.py'),
-    ({'rl': True}, dict(nonlinearity='relu', test_update_batch_size=20, test_num_updates=3, num_test_tasks=40,
-                        test_seed=1), 'maml_rl: test_maml_*.py'),
+    (
+        {'rl': True},
+        dict(nonlinearity='relu', test_update_batch_size=20, test_num_updates=3, num_test_tasks=40, test_seed=1),
+        'maml_rl: test_maml_*.py',
+    ),
     ({'rl': True}, dict(save_interval=5), 'our choice'),
     ({'datasource': 'point'}, dict(update_lr=0.5), 'maml_rl: maml_trpo_point.py, which made Figure 4 (the paper: 0.1)'),
     ({'datasource': 'point'}, dict(metatrain_iterations=100), 'maml_rl: maml_trpo_point.py (A.2: at most 500)'),
     ({'datasource': 'point'}, dict(meta_batch_size=20), 'A.2 (released: 40)'),
     ({'datasource': 'point'}, dict(test_num_updates=4, test_update_batch_size=40), 'section 5.3'),
     ({'datasource': 'cheetah_vel'}, dict(update_batch_size=20), 'section 5.3 (the policy of Figure 5: 10)'),
-    ({'datasource': 'cheetah_dir', 'baseline': None}, dict(meta_step_size=0.02),
-     'maml_rl: test_maml_cheetah_direc.py, the policy of Figure 5 (elsewhere: 0.01)'),
+    (
+        {'datasource': 'cheetah_dir', 'baseline': None},
+        dict(meta_step_size=0.02),
+        'maml_rl: test_maml_cheetah_direc.py, the policy of Figure 5 (elsewhere: 0.01)',
+    ),
     ({'datasource': 'ant_dir'}, dict(update_batch_size=40, test_update_batch_size=40), 'section 5.3'),
     ({'datasource': 'ant_dir'}, dict(test_seed=2), 'maml_rl: test_maml_ant_direc.py'),
     # Its baselines: plain TRPO on all tasks, the same for a policy that observes the task, and no training at all.
     ({'rl': True, 'baseline': 'pretrain'}, dict(num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'oracle'}, dict(num_updates=0, test_num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'random'}, dict(num_updates=0, metatrain_iterations=0), 'section 5.3'),
-    *[({'datasource': source, 'baseline': baseline}, dict(test_update_lr=step_size), f'maml_rl: test_maml_{script}.py')
-      for source, script, pretrain, random in (
-          ('point', 'point', 0.5, 0.5), ('cheetah_vel', 'cheetah', 0.02, 0.1),
-          ('cheetah_dir', 'cheetah_direc', 0.2, 0.5), ('ant_vel', 'ant', 0.2, 1.0), ('ant_dir', 'ant_direc', 0.2, 1.0))
-      for baseline, step_size in (('pretrain', pretrain), ('random', random))],
+    *[
+        (
+            {'datasource': source, 'baseline': baseline},
+            dict(test_update_lr=step_size),
+            f'maml_rl: test_maml_{script}.py',
+        )
+        for source, script, pretrain, random in (
+            ('point', 'point', 0.5, 0.5),
+            ('cheetah_vel', 'cheetah', 0.02, 0.1),
+            ('cheetah_dir', 'cheetah_direc', 0.2, 0.5),
+            ('ant_vel', 'ant', 0.2, 1.0),
+            ('ant_dir', 'ant_direc', 0.2, 1.0),
+        )
+        for baseline, step_size in (('pretrain', pretrain), ('random', random))
+    ],
     ({'datasource': 'point', 'baseline': 'random'}, dict(nonlinearity='tanh'), 'maml_rl: test_maml_point.py'),
 ]
 
@@ -103,11 +176,11 @@ def resolve(given):
         return values, origins
     for flag, default in (('train_update_batch_size', 'update_batch_size'), ('train_update_lr', 'update_lr')):
         if values[flag] == -1:
-            values[flag] = values[default]                                        # main.py:271-274
-    for flag in ('train_query', 'test_query'):                                    # K a class (main.py:247-251)
+            values[flag] = values[default]  # main.py:271-274
+    for flag in ('train_query', 'test_query'):  # K a class (main.py:247-251)
         if values.get(flag) is None:
             values[flag], origins[flag] = values['update_batch_size'], 'main.py:247-251: K'
-    if values['baseline'] == 'oracle':                                            # main.py:257-259
+    if values['baseline'] == 'oracle':  # main.py:257-259
         values['pretrain_iterations'] += values['metatrain_iterations']
         values['metatrain_iterations'] = 0
     return values, origins
@@ -120,29 +193,37 @@ def run_name(config):
     """
     if SOURCES[config.datasource].rl:
         return rl_run_name(config)
-    name = (f'cls_{config.num_classes}.mbs_{config.meta_batch_size}.ubs_{config.train_update_batch_size}'
-            f'.numstep{config.num_updates}.updatelr{config.train_update_lr}')
+    name = (
+        f'cls_{config.num_classes}.mbs_{config.meta_batch_size}.ubs_{config.train_update_batch_size}'
+        f'.numstep{config.num_updates}.updatelr{config.train_update_lr}'
+    )
     image = SOURCES[config.datasource].img_size > 0
-    return name + ''.join([
-        f'hidden{config.num_filters}' if config.num_filters != 64 else '',
-        'maxpool' if config.max_pool else '',
-        'stopgrad' if config.stop_grad else '',
-        config.baseline or '',
-        {'batch_norm': 'batchnorm', 'layer_norm': 'layernorm', 'None': 'nonorm'}[config.norm],
-        'noconv' if image and not config.conv else '',
-        'learnlr' if config.learn_update_lr else '',
-        'pretrain' if config.metatrain_iterations == 0 and not config.baseline else ''])
+    return name + ''.join(
+        [
+            f'hidden{config.num_filters}' if config.num_filters != 64 else '',
+            'maxpool' if config.max_pool else '',
+            'stopgrad' if config.stop_grad else '',
+            config.baseline or '',
+            {'batch_norm': 'batchnorm', 'layer_norm': 'layernorm', 'None': 'nonorm'}[config.norm],
+            'noconv' if image and not config.conv else '',
+            'learnlr' if config.learn_update_lr else '',
+            'pretrain' if config.metatrain_iterations == 0 and not config.baseline else '',
+        ]
+    )
 
 
 def rl_run_name(config):
     """The same for reinforcement learning, after the original's exp_name (maml_rl: cluster_maml_trpo_cheetah.py)."""
-    if config.baseline == 'random':                                   # its seed is all there is to it
+    if config.baseline == 'random':  # its seed is all there is to it
         return f'random_seed{config.seed}'
     use_maml = config.num_updates > 0
-    return f'maml{use_maml:d}_fbs{config.update_batch_size}_mbs{config.meta_batch_size}' + ''.join([
-        f'_flr{config.update_lr}_mlr{config.meta_step_size}' if use_maml else f'_mlr{config.meta_step_size}',
-        f'_step{config.num_updates}' if config.num_updates > 1 else '',
-        f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
-        '_stopgrad' if config.stop_grad else '',
-        f'_{config.baseline}' if config.baseline else '',
-        '_learnlr' if config.learn_update_lr else ''])
+    return f'maml{use_maml:d}_fbs{config.update_batch_size}_mbs{config.meta_batch_size}' + ''.join(
+        [
+            f'_flr{config.update_lr}_mlr{config.meta_step_size}' if use_maml else f'_mlr{config.meta_step_size}',
+            f'_step{config.num_updates}' if config.num_updates > 1 else '',
+            f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
+            '_stopgrad' if config.stop_grad else '',
+            f'_{config.baseline}' if config.baseline else '',
+            '_learnlr' if config.learn_update_lr else '',
+        ]
+    )

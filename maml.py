@@ -4,6 +4,7 @@ Everything is functional over a dictionary of weights with the original's names:
 algorithm is `task_metalearn` (one task) and `meta_gradient` (all tasks); where the tasks come from is
 data_generator.py's business, and when to stop main.py's.
 """
+
 import dataclasses
 import functools
 
@@ -16,15 +17,16 @@ from utils import Adam, accuracy, add_bias, conv_block, mse, normalize, xent
 @dataclasses.dataclass(frozen=True)
 class Network:
     """What the network looks like; the defaults are the sinusoid's (original maml.py:23-47)."""
+
     dim_output: int = 1
-    dim_input: int = 1                      # flat; images are img_size * img_size * channels
-    dim_hidden: tuple = (40, 40)            # of the fully connected networks
+    dim_input: int = 1  # flat; images are img_size * img_size * channels
+    dim_hidden: tuple = (40, 40)  # of the fully connected networks
     conv: bool = False
     img_size: int = 0
     channels: int = 0
     num_filters: int = 64
     max_pool: bool = False
-    flatten: bool = False                   # head of the conv nets: flatten (MiniImagenet) or mean over positions
+    flatten: bool = False  # head of the conv nets: flatten (MiniImagenet) or mean over positions
     norm: str = 'None'
 
 
@@ -36,22 +38,36 @@ class MAML:
     [tasks, examples, 1]; class labels are one-hot [tasks, examples, classes].
     """
 
-    def __init__(self, network, classification=False, update_batch_size=10, update_lr=0.01, num_updates=1,
-                 stop_grad=False, learn_update_lr=False, meta_lr=0.001, clip=None, vectorize=False,
-                 parallel_tasks=2, seed=1, dtype=tf.float32):
+    def __init__(
+        self,
+        network,
+        classification=False,
+        update_batch_size=10,
+        update_lr=0.01,
+        num_updates=1,
+        stop_grad=False,
+        learn_update_lr=False,
+        meta_lr=0.001,
+        clip=None,
+        vectorize=False,
+        parallel_tasks=2,
+        seed=1,
+        dtype=tf.float32,
+    ):
         self.network, self.dtype = network, dtype
         self.classification = classification
-        self.update_lr, self.num_updates = update_lr, num_updates          # alpha, inner steps in training
+        self.update_lr, self.num_updates = update_lr, num_updates  # alpha, inner steps in training
         self.stop_grad, self.learn_update_lr, self.clip = stop_grad, learn_update_lr, clip
         self.vectorize, self.parallel_tasks = vectorize, parallel_tasks
         self.loss_func = functools.partial(xent, update_batch_size=update_batch_size) if classification else mse
         self.forward = self.forward_conv if network.conv else self.forward_fc
         initial = self.construct_conv_weights(seed) if network.conv else self.construct_fc_weights(seed)
-        self.adapted = list(initial)        # the weights that the inner loop adapts; norm parameters are not
+        self.adapted = list(initial)  # the weights that the inner loop adapts; norm parameters are not
         initial.update(self.construct_norm_weights())
-        if learn_update_lr:                 # one alpha a tensor and step ("may be meta-learned", section 2.2)
-            initial.update({f'update_lr/{name}': tf.fill([num_updates], tf.cast(update_lr, dtype))
-                            for name in self.adapted})
+        if learn_update_lr:  # one alpha a tensor and step ("may be meta-learned", section 2.2)
+            initial.update(
+                {f'update_lr/{name}': tf.fill([num_updates], tf.cast(update_lr, dtype)) for name in self.adapted}
+            )
         self.weights = {name: tf.Variable(tf.cast(value, dtype), name=name) for name, value in initial.items()}
         # Two optimisers that share no slots, as in the original (maml.py:142,145).
         self.pretrain_adam, self.metatrain_adam = Adam(self.weights, meta_lr), Adam(self.weights, meta_lr)
@@ -69,7 +85,7 @@ class MAML:
             output = self.forward(inputa, {**theta, **adapted})
             loss = self.loss_func(output, labela)
         gradients = tape.gradient(loss, adapted, unconnected_gradients='zero')
-        if self.stop_grad:                                                   # first-order MAML
+        if self.stop_grad:  # first-order MAML
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
         updated = {name: adapted[name] - self.alpha(theta, name, step) * gradients[name] for name in adapted}
         return {**theta, **updated}, loss, output
@@ -105,7 +121,7 @@ class MAML:
             outputa = self.forward(inputa, theta)
             lossa = self.loss_func(outputa, labela)
         gradients = tape.gradient(lossa, theta, unconnected_gradients='zero')
-        fast_weights, _, _ = self.inner_step(theta, inputa, labela, 0)       # for the log alone
+        fast_weights, _, _ = self.inner_step(theta, inputa, labela, 0)  # for the log alone
         outputb = self.forward(inputb, fast_weights)
         return gradients, self.metrics(lossa, self.loss_func(outputb, labelb), outputa, labela, outputb, labelb)
 
@@ -130,25 +146,30 @@ class MAML:
         """
         theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
         task_gradient = self.task_pretrain if pretrain else self.task_metalearn
-        gradients, metrics = self.map_tasks(functools.partial(task_gradient, theta), tasks,
-                                            (dict.fromkeys(theta, self.dtype), self.dtype))
+        gradients, metrics = self.map_tasks(
+            functools.partial(task_gradient, theta), tasks, (dict.fromkeys(theta, self.dtype), self.dtype)
+        )
         mean = functools.partial(tf.reduce_mean, axis=0)
         return tf.nest.map_structure(mean, gradients), mean(metrics)
 
     def map_tasks(self, function, tasks, dtype):
         """function(task) for every task, results stacked: as one batched computation, or a task a core."""
-        if self.vectorize:                   # small fully connected nets: batched matmuls, no per-op overhead
+        if self.vectorize:  # small fully connected nets: batched matmuls, no per-op overhead
             return tf.vectorized_map(function, tasks)
-        numbers = tf.range(len(tasks[0]))    # mapping these and not the tasks themselves saves a copy of the images
-        return tf.map_fn(lambda i: function([part[i] for part in tasks]), numbers, fn_output_signature=dtype,
-                         parallel_iterations=self.parallel_tasks)
+        numbers = tf.range(len(tasks[0]))  # mapping these and not the tasks themselves saves a copy of the images
+        return tf.map_fn(
+            lambda i: function([part[i] for part in tasks]),
+            numbers,
+            fn_output_signature=dtype,
+            parallel_iterations=self.parallel_tasks,
+        )
 
     def outer_step(self, tasks, pretrain=False):
         """One outer step, theta <- theta - beta * (…), by Adam; returns the metrics before it."""
         gradients, metrics = self.meta_gradient(tasks, pretrain)
         # Over all replicas of a tf.distribute strategy, each of which has its share of the tasks; else: as they are.
         gradients, metrics = tf.distribute.get_replica_context().all_reduce('mean', [gradients, metrics])
-        if self.clip and not pretrain:       # MiniImagenet: element-wise, before Adam (original maml.py:147-149)
+        if self.clip and not pretrain:  # MiniImagenet: element-wise, before Adam (original maml.py:147-149)
             gradients = {name: tf.clip_by_value(g, -self.clip, self.clip) for name, g in gradients.items()}
         (self.pretrain_adam if pretrain else self.metatrain_adam).apply(self.weights, gradients)
         return metrics
@@ -210,7 +231,7 @@ class MAML:
         if network.flatten:
             size = network.img_size
             for _ in range(4):
-                size = size // 2 if network.max_pool else -(-size // 2)      # VALID pool, SAME stride
+                size = size // 2 if network.max_pool else -(-size // 2)  # VALID pool, SAME stride
             weights['w5'] = xavier_uniform([size * size * channels, network.dim_output], [seed, 5])
         else:
             weights['w5'] = tf.random.stateless_normal([channels, network.dim_output], [seed, 5])

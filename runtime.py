@@ -2,10 +2,11 @@
 
 Not imported by the algorithm; main.py calls `start` before it imports anything that imports TensorFlow.
 """
+
 import contextlib
 import os
 
-renderer = None      # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
+renderer = None  # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
 
 
 def available_cores():
@@ -24,8 +25,8 @@ def start(threads=None):
     # MuJoCo would load this renderer into the process of TensorFlow, and the two crash; rl/video.py has its own.
     renderer = os.environ.pop('MUJOCO_GL', None)
     threads = threads or available_cores()
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')        # 2.5 times faster on MiniImagenet's images
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')         # its errors come as exceptions anyway
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.5 times faster on MiniImagenet's images
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
     with stderr_to(os.devnull):

@@ -2,6 +2,7 @@
 
 Batches come from data_generator.py, steps from maml.py; here is when to log, save, validate and stop.
 """
+
 import csv
 import itertools
 import json
@@ -24,12 +25,31 @@ from maml import MAML, Network
 from utils import UserError
 
 SUMMARY_INTERVAL = 100
-DIVERGED = 100.0                         # a squared error that no prediction within a sinusoid's range can have
-TEST_PRINT_INTERVAL = 500                # between two looks at the validation set (images only)
+DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
+TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
 # Settings that may differ between the parts of one run, or between training and testing.
-FREE = {'data_dir', 'init_from', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set',
-        'num_test_tasks', 'test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed',
-        'video', 'threads', 'distribute', 'pretrain_iterations', 'metatrain_iterations'}
+FREE = {
+    'data_dir',
+    'init_from',
+    'log',
+    'logdir',
+    'resume',
+    'save_interval',
+    'train',
+    'test_iter',
+    'test_set',
+    'num_test_tasks',
+    'test_num_updates',
+    'test_query',
+    'test_update_batch_size',
+    'test_update_lr',
+    'test_seed',
+    'video',
+    'threads',
+    'distribute',
+    'pretrain_iterations',
+    'metatrain_iterations',
+}
 
 
 def run(config, origins, threads):
@@ -61,34 +81,67 @@ def print_settings(config, origins):
 def make_data(config, source):
     """Generators by use: 'train', 'val' (while training) and 'test'; the last is the split that --test_set says."""
     if not source.img_size:
-        common = dict(meta_batch_size=config.meta_batch_size, oracle=config.baseline == 'oracle', block=source.block,
-                      seed=config.seed)
-        return {'train': SinusoidGenerator(config.train_update_batch_size, query=config.train_query, **common),
-                'test': SinusoidGenerator(config.update_batch_size, query=config.test_query, **common)}
+        common = dict(
+            meta_batch_size=config.meta_batch_size,
+            oracle=config.baseline == 'oracle',
+            block=source.block,
+            seed=config.seed,
+        )
+        return {
+            'train': SinusoidGenerator(config.train_update_batch_size, query=config.train_query, **common),
+            'test': SinusoidGenerator(config.update_batch_size, query=config.test_query, **common),
+        }
     data_dir = config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder
     test_split = 'test' if config.test_set else 'val'
     splits = dict.fromkeys(['train', 'val', test_split] if config.train else [test_split])
     query = {'train': config.train_query, 'val': config.test_query, 'test': config.test_query}
-    generators = image_generators(config.datasource, source, data_dir, splits, config.num_classes,
-                                  config.update_batch_size, query, config.meta_batch_size, config.seed)
+    generators = image_generators(
+        config.datasource,
+        source,
+        data_dir,
+        splits,
+        config.num_classes,
+        config.update_batch_size,
+        query,
+        config.meta_batch_size,
+        config.seed,
+    )
     return {**generators, 'test': generators[test_split]}
 
 
 def make_model(config, source, threads):
     """The MAML model of these settings, with fresh weights."""
     image = source.img_size > 0
-    network = Network(dim_input=source.dim_input + (2 if config.baseline == 'oracle' else 0),
-                      dim_output=config.num_classes if image else 1, dim_hidden=source.dim_hidden,
-                      conv=image and config.conv, img_size=source.img_size, channels=source.channels,
-                      num_filters=config.num_filters, max_pool=config.max_pool, flatten=source.flatten,
-                      norm=config.norm)
-    return MAML(network, classification=image, update_batch_size=config.update_batch_size,
-                update_lr=config.update_lr, num_updates=config.num_updates, stop_grad=config.stop_grad,
-                learn_update_lr=config.learn_update_lr, meta_lr=config.meta_lr, clip=source.clip,
-                vectorize=not image, parallel_tasks=threads, seed=config.seed)
+    network = Network(
+        dim_input=source.dim_input + (2 if config.baseline == 'oracle' else 0),
+        dim_output=config.num_classes if image else 1,
+        dim_hidden=source.dim_hidden,
+        conv=image and config.conv,
+        img_size=source.img_size,
+        channels=source.channels,
+        num_filters=config.num_filters,
+        max_pool=config.max_pool,
+        flatten=source.flatten,
+        norm=config.norm,
+    )
+    return MAML(
+        network,
+        classification=image,
+        update_batch_size=config.update_batch_size,
+        update_lr=config.update_lr,
+        num_updates=config.num_updates,
+        stop_grad=config.stop_grad,
+        learn_update_lr=config.learn_update_lr,
+        meta_lr=config.meta_lr,
+        clip=source.clip,
+        vectorize=not image,
+        parallel_tasks=threads,
+        seed=config.seed,
+    )
 
 
 # ---- Training --------------------------------------------------------------------------------------------------
+
 
 def train(config, origins, model, data, folder, source, strategy):
     """Train to the last iteration, or until stopped; returns the number of iterations done.
@@ -152,8 +205,12 @@ def pieces(config, source, generator, iteration, total):
         begin = number * source.block
         while iteration < min(begin + source.block, total):
             pretrain = iteration < config.pretrain_iterations
-            last = min(begin + source.block, total, (iteration // config.save_interval + 1) * config.save_interval,
-                       config.pretrain_iterations if pretrain else total)
+            last = min(
+                begin + source.block,
+                total,
+                (iteration // config.save_interval + 1) * config.save_interval,
+                config.pretrain_iterations if pretrain else total,
+            )
             yield block, begin, last, pretrain
             iteration = last
         if iteration >= total:
@@ -164,8 +221,10 @@ def save(folder, model, iteration, seed):
     """Save a checkpoint, unless the weights have become useless; returns the iteration."""
     for name, weight in model.weights.items():
         if not np.all(np.isfinite(weight)):
-            raise UserError(f'{name} is not finite after iteration {iteration}: training stopped, the last good '
-                            f'checkpoint in {folder} is kept; try a smaller --update_lr or --meta_lr')
+            raise UserError(
+                f'{name} is not finite after iteration {iteration}: training stopped, the last good '
+                f'checkpoint in {folder} is kept; try a smaller --update_lr or --meta_lr'
+            )
     checkpoint.save(folder, model, iteration, seed)
     return iteration
 
@@ -173,8 +232,10 @@ def save(folder, model, iteration, seed):
 def check_finite(metrics, iteration, folder):
     """Stop the run, with the iteration named, when a loss is NaN or infinite."""
     if not np.all(np.isfinite(metrics)):
-        raise UserError(f'the loss is not finite at iteration {iteration}: training stopped, the last good checkpoint '
-                        f'in {folder} is kept; try a smaller --update_lr or --meta_lr')
+        raise UserError(
+            f'the loss is not finite at iteration {iteration}: training stopped, the last good checkpoint '
+            f'in {folder} is kept; try a smaller --update_lr or --meta_lr'
+        )
 
 
 def write_summaries(prefix, labels, values, num_updates, step):
@@ -215,8 +276,10 @@ def check_same_run(config, path):
         return
     for name, value in before.items():
         if name not in FREE and value != getattr(config, name, value):
-            raise UserError(f'the run in {os.path.dirname(path)} was made with --{name}={value}, not '
-                            f'{getattr(config, name)}: use that, another --logdir, or --resume=False to start anew')
+            raise UserError(
+                f'the run in {os.path.dirname(path)} was made with --{name}={value}, not '
+                f'{getattr(config, name)}: use that, another --logdir, or --resume=False to start anew'
+            )
 
 
 class StopOnSignal:
@@ -237,6 +300,7 @@ class StopOnSignal:
 
 
 # ---- Testing ---------------------------------------------------------------------------------------------------
+
 
 def load_for_test(config, model, folder):
     """Bring the model to the checkpoint to test; returns its path."""
@@ -260,21 +324,32 @@ def test(config, model, data, folder, from_path):
         for tasks in data.test_batches(config.num_test_tasks):
             results.append(model.evaluate(tasks, config.test_num_updates).numpy())
             progress.update(len(results[-1]))
-    summary = summarise(np.concatenate(results)[:config.num_test_tasks], model.classification)
-    print(f'\n{summary["measure"]} over {config.num_test_tasks} tasks, {config.update_batch_size}-shot, '
-          f'{config.test_query} query examples{" a class" if model.classification else ""}, of {from_path}')
+    summary = summarise(np.concatenate(results)[: config.num_test_tasks], model.classification)
+    print(
+        f'\n{summary["measure"]} over {config.num_test_tasks} tasks, {config.update_batch_size}-shot, '
+        f'{config.test_query} query examples{" a class" if model.classification else ""}, of {from_path}'
+    )
     print_summary(summary, config.paper_steps)
 
     os.makedirs(folder, exist_ok=True)
     name = f'test_ubs{config.update_batch_size}_stepsize{config.update_lr}'
     if model.classification:
         name += ('' if config.test_set else '_val') + (
-            f'_query{config.test_query}' if config.test_query != config.update_batch_size else '')
+            f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
+        )
     path = os.path.join(folder, name)
     write_csv(path + '.csv', summary)
     numbers = {key: finite(value) if isinstance(value, np.ndarray) else value for key, value in summary.items()}
-    write_json(path + '.json', {**numbers, 'checkpoint': str(from_path), 'seconds': round(time.time() - start, 1),
-                                'tensorflow': tf.__version__, 'settings': vars(config)})
+    write_json(
+        path + '.json',
+        {
+            **numbers,
+            'checkpoint': str(from_path),
+            'seconds': round(time.time() - start, 1),
+            'tensorflow': tf.__version__,
+            'settings': vars(config),
+        },
+    )
     print(f'written to {path}.csv and .json')
 
 
@@ -287,15 +362,21 @@ def summarise(results, classification):
     steps = results.shape[1] - 2
     steady = (results < DIVERGED).all(axis=1)
     with np.errstate(all='ignore'):
-        stds = results.std(axis=0)                                  # of the population (main.py:183)
+        stds = results.std(axis=0)  # of the population (main.py:183)
         return {
             'measure': 'accuracy' if classification else 'mean squared error',
-            'columns': ['support, before adaptation', 'query, before adaptation',
-                        *(f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, steps + 1))],
-            'mean': results.mean(axis=0), 'std': stds, 'ci95': 1.96 * stds / math.sqrt(len(results)),
+            'columns': [
+                'support, before adaptation',
+                'query, before adaptation',
+                *(f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, steps + 1)),
+            ],
+            'mean': results.mean(axis=0),
+            'std': stds,
+            'ci95': 1.96 * stds / math.sqrt(len(results)),
             'median': np.median(np.where(np.isnan(results), np.inf, results), axis=0),
             'diverging_tasks': int((~steady).sum()),
-            'mean_of_the_others': results[steady].sum(axis=0) / max(steady.sum(), 1)}
+            'mean_of_the_others': results[steady].sum(axis=0) / max(steady.sum(), 1),
+        }
 
 
 def print_summary(summary, paper_steps):
@@ -306,9 +387,11 @@ def print_summary(summary, paper_steps):
         print('{:26s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(*row) + mark)
     if summary['diverging_tasks']:
         steps = [step for step in paper_steps if step + 1 < len(summary['columns'])]
-        print(f'{summary["diverging_tasks"]} of the tasks diverge ({summary["measure"]} above {DIVERGED:g}); mean of '
-              f'the others after {", ".join(map(str, steps))} steps: '
-              + ', '.join(f'{summary["mean_of_the_others"][step + 1]:.4g}' for step in steps))
+        print(
+            f'{summary["diverging_tasks"]} of the tasks diverge ({summary["measure"]} above {DIVERGED:g}); mean of '
+            f'the others after {", ".join(map(str, steps))} steps: '
+            + ', '.join(f'{summary["mean_of_the_others"][step + 1]:.4g}' for step in steps)
+        )
 
 
 def write_csv(path, summary):

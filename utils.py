@@ -1,12 +1,13 @@
 """Losses, layers and the optimiser step that the networks of `maml.py` are made of (original: utils.py)."""
+
 import functools
 
 import numpy as np
 import tensorflow as tf
 
-BATCH_NORM_EPSILON = 1e-3    # tf.contrib.layers.batch_norm's default (original utils.py:41)
-LAYER_NORM_EPSILON = 1e-12   # tf.contrib.layers.layer_norm's
-SMALL_CONVOLUTION = 2 ** 16  # floats in its patches, up to which a strided one is faster as a matrix product
+BATCH_NORM_EPSILON = 1e-3  # tf.contrib.layers.batch_norm's default (original utils.py:41)
+LAYER_NORM_EPSILON = 1e-12  # tf.contrib.layers.layer_norm's
+SMALL_CONVOLUTION = 2**16  # floats in its patches, up to which a strided one is faster as a matrix product
 
 
 class UserError(Exception):
@@ -63,14 +64,19 @@ def fused_batch_norm(x, beta):
     @tf.custom_gradient
     def normalise(x, beta):
         y, _, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
-            x=shifted, scale=scale, offset=beta, mean=[], variance=[], epsilon=BATCH_NORM_EPSILON)
-        s = tf.math.rsqrt(variance * ((n - 1) / n) + BATCH_NORM_EPSILON)      # the kernel's variance is unbiased
+            x=shifted, scale=scale, offset=beta, mean=[], variance=[], epsilon=BATCH_NORM_EPSILON
+        )
+        s = tf.math.rsqrt(variance * ((n - 1) / n) + BATCH_NORM_EPSILON)  # the kernel's variance is unbiased
 
         def g_and_sum(d):
             """G(d) and sum(d h)."""
             return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=d, x=shifted, scale=scale, epsilon=BATCH_NORM_EPSILON,
-                **{f'reserve_space_{i}': space for i, space in enumerate(reserved, start=1)})[:2]
+                y_backprop=d,
+                x=shifted,
+                scale=scale,
+                epsilon=BATCH_NORM_EPSILON,
+                **{f'reserve_space_{i}': space for i, space in enumerate(reserved, start=1)},
+            )[:2]
 
         @tf.custom_gradient
         def gradient(_, d):
@@ -133,7 +139,7 @@ def patches(x, size):
 
     @tf.custom_gradient
     def take(x):
-        rows = tf.pad(tf.reshape(x, [-1, channels]), [[1, 0], [0, 0]])        # row 0 is the padding
+        rows = tf.pad(tf.reshape(x, [-1, channels]), [[1, 0], [0, 0]])  # row 0 is the padding
         return tf.reshape(tf.gather(rows, pixels), [-1, size * size * channels]), give
 
     @tf.custom_gradient
@@ -160,7 +166,7 @@ def conv_block(x, weights, layer, norm, max_pool):
     """
     x = add_bias(conv2d(x, weights[f'conv{layer}'], 1 if max_pool else 2), weights[f'b{layer}'], norm)
     x = normalize(x, weights, norm, layer - 1)
-    if max_pool:                        # before the ReLU: the two commute, gradients too, and the map is 4 x smaller
+    if max_pool:  # before the ReLU: the two commute, gradients too, and the map is 4 x smaller
         x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
     return tf.nn.relu(x)
 
@@ -170,12 +176,16 @@ class Adam:
 
     The epsilon stands outside the bias correction. `slots` maps 'm/NAME', 'v/NAME' and 't' to variables.
     """
+
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
     def __init__(self, weights, learning_rate):
         self.learning_rate = learning_rate
-        self.slots = {f'{slot}/{name}': tf.Variable(tf.zeros_like(weight), name=f'{slot}/{name}')
-                      for slot in 'mv' for name, weight in weights.items()}
+        self.slots = {
+            f'{slot}/{name}': tf.Variable(tf.zeros_like(weight), name=f'{slot}/{name}')
+            for slot in 'mv'
+            for name, weight in weights.items()
+        }
         self.slots['t'] = tf.Variable(0, dtype=tf.int64, name='t')
 
     def apply(self, weights, gradients):
@@ -186,6 +196,14 @@ class Adam:
         for name, gradient in gradients.items():
             t = tf.cast(steps, gradient.dtype)
             tf.raw_ops.ResourceApplyAdam(
-                var=weights[name].handle, m=self.slots[f'm/{name}'].handle, v=self.slots[f'v/{name}'].handle,
-                beta1_power=self.BETA1 ** t, beta2_power=self.BETA2 ** t, lr=self.learning_rate,
-                beta1=self.BETA1, beta2=self.BETA2, epsilon=self.EPSILON, grad=gradient)
+                var=weights[name].handle,
+                m=self.slots[f'm/{name}'].handle,
+                v=self.slots[f'v/{name}'].handle,
+                beta1_power=self.BETA1**t,
+                beta2_power=self.BETA2**t,
+                lr=self.learning_rate,
+                beta1=self.BETA1,
+                beta2=self.BETA2,
+                epsilon=self.EPSILON,
+                grad=gradient,
+            )

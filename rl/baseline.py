@@ -33,7 +33,7 @@ def estimate(observations, rewards, path_lengths, discount=0.99, gae_lambda=1.0)
     for i, lengths in enumerate(path_lengths):
         n = int(np.sum(lengths))
         if n > rows:
-            raise ValueError(f"task {i} has paths of {n} steps in all, but {rows} rows")
+            raise ValueError(f'task {i} has paths of {n} steps in all, but {rows} rows')
         r = np.asarray(rewards[i][:n], np.float64)
         returns = discounted_sums(r, lengths, discount)
         x = features(observations[i][:n], lengths)
@@ -41,11 +41,7 @@ def estimate(observations, rewards, path_lengths, discount=0.99, gae_lambda=1.0)
         values = x @ coefficients
         errors = r + discount * next_values(values, lengths) - values
         raw = discounted_sums(errors, lengths, discount * gae_lambda)
-        estimates.returns[i, :n], estimates.values[i, :n], estimates.raw_advantages[i, :n] = (
-            returns,
-            values,
-            raw,
-        )
+        estimates.returns[i, :n], estimates.values[i, :n], estimates.raw_advantages[i, :n] = (returns, values, raw)
         estimates.advantages[i, :n] = (raw - raw.mean()) / (raw.std() + 1e-8)
         estimates.coefficients[i] = coefficients
     return estimates
@@ -76,9 +72,7 @@ def fit(x, y, ridge=1e-5):
             continue
         if np.isfinite(w).all():
             return w
-    raise np.linalg.LinAlgError(
-        "the normal equations of the baseline cannot be solved; are all observations finite?"
-    )
+    raise np.linalg.LinAlgError('the normal equations of the baseline cannot be solved; are all observations finite?')
 
 
 def discounted_sums(x, path_lengths, discount):

@@ -20,13 +20,11 @@ def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2
     """
     env, n, rng = FAMILIES[family].env, tasks * rollouts, np.random.default_rng(0)
     sizes = (env.observation_size, 100, 100, env.action_size)
-    weights = [
-        (rng.uniform(-1, 1, pair) * np.sqrt(6 / sum(pair))).astype(np.float32) for pair in pairwise(sizes)
-    ]
+    weights = [(rng.uniform(-1, 1, pair) * np.sqrt(6 / sum(pair))).astype(np.float32) for pair in pairwise(sizes)]
     actions = np.clip(rng.standard_normal((steps, n, env.action_size), np.float32), -1, 1)
     sampler = Sampler(family, env.sample_tasks(rng, tasks), rollouts, threads=threads)
     world = env.world(n, threads)
-    envs = gymnasium.make_vec(FAMILIES[family].id, num_envs=n, vectorization_mode="sync")
+    envs = gymnasium.make_vec(FAMILIES[family].id, num_envs=n, vectorization_mode='sync')
 
     def act(observations, noise):
         hidden = observations
@@ -48,7 +46,7 @@ def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2
             envs.step(action)
         return len(actions[::4]) * n
 
-    rates = {"sampler": [], "raw": [], "sync_vector": []}
+    rates = {'sampler': [], 'raw': [], 'sync_vector': []}
     for _ in range(repeats):
         world.reset(np.arange(n), rng)
         envs.reset(seed=0)
@@ -82,10 +80,10 @@ def measure_iteration(config, threads, repeats=3):
 
         return run
 
-    model.maml.loss_gradient = timed(model.maml.loss_gradient, "gradient")
-    model.maml.kl_gradient = timed(model.maml.kl_gradient, "conjugate_gradients")
-    model.maml.loss_and_kl = timed(model.maml.loss_and_kl, "line_search")
-    sampler.collect = timed(sampler.collect, "sampling")
+    model.maml.loss_gradient = timed(model.maml.loss_gradient, 'gradient')
+    model.maml.kl_gradient = timed(model.maml.kl_gradient, 'conjugate_gradients')
+    model.maml.loss_and_kl = timed(model.maml.loss_and_kl, 'line_search')
+    sampler.collect = timed(sampler.collect, 'sampling')
     rows = []
     for iteration in range(1 + repeats):  # the first compiles
         seconds.clear()
@@ -93,11 +91,11 @@ def measure_iteration(config, threads, repeats=3):
         sampler.restart(training.train_tasks(config, iteration), (config.seed, iteration))
         start = time.perf_counter()
         model.theta, metrics = training.meta_iteration(model, sampler)
-        seconds["seconds"] = time.perf_counter() - start
-        passes = 12 * (calls["gradient"] + calls["conjugate_gradients"]) + 4 * calls["line_search"] + 3 + 2 * 2
-        rows_each = metrics["env_steps"] / 2  # of the two samplings
+        seconds['seconds'] = time.perf_counter() - start
+        passes = 12 * (calls['gradient'] + calls['conjugate_gradients']) + 4 * calls['line_search'] + 3 + 2 * 2
+        rows_each = metrics['env_steps'] / 2  # of the two samplings
         gflop = passes * rows_each * forward_flops(model.policy) / 1e9
-        rows.append({**seconds, "env_steps": metrics["env_steps"], "gflop": gflop})
+        rows.append({**seconds, 'env_steps': metrics['env_steps'], 'gflop': gflop})
     return {name: float(np.median([row[name] for row in rows[1:]])) for name in rows[-1]}
 
 

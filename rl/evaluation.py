@@ -25,9 +25,7 @@ def collect(policy, sampler, phi):
     """What the policies with weights phi [tasks, ...] do on the sampler's tasks: Paths, Estimates and Samples."""
     paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
     estimates = estimate(paths.observations, paths.rewards, paths.path_lengths)
-    samples = Samples.drawn_by(
-        policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid
-    )
+    samples = Samples.drawn_by(policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid)
     return paths, estimates, samples
 
 
@@ -80,56 +78,52 @@ def test(config, model, folder, from_path, threads):
         threads=threads,
     )
     alphas = step_sizes(config, model.maml.step_sizes(model.theta))
-    with tqdm(total=len(alphas) + 1, desc="testing", disable=None) as progress:
-        paths, phis = adapt_and_measure(
-            model.policy, model.maml.weights(model.theta), sampler, alphas, progress.update
-        )
+    with tqdm(total=len(alphas) + 1, desc='testing', disable=None) as progress:
+        paths, phis = adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, alphas, progress.update)
     returns = np.array([collected.average_returns() for collected in paths])  # [columns, tasks]
-    columns = ["before any step"] + [
-        f"after {n} step{'s' if n > 1 else ''}" for n in range(1, len(alphas) + 1)
-    ]
+    columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
     stds = returns.std(axis=1, ddof=1) if len(tasks) > 1 else np.full(len(columns), np.nan)
     numbers = {
-        "mean": returns.mean(axis=1),
-        "std": stds,
-        "ci95": 1.96 * stds / np.sqrt(len(tasks)),
-        "median": np.median(returns, axis=1),
+        'mean': returns.mean(axis=1),
+        'std': stds,
+        'ci95': 1.96 * stds / np.sqrt(len(tasks)),
+        'median': np.median(returns, axis=1),
     }
     print(
-        f"\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and "
-        f"after each step, of {from_path}"
+        f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
+        f'after each step, of {from_path}'
     )
-    print(f"{'':20s}{'mean':>10s}{'std':>10s}{'95 %':>12s}{'median':>10s}")
+    print(f'{"":20s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
     for name, *row in zip(columns, *numbers.values()):
-        print("{:20s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}".format(name, *row))
+        print('{:20s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(name, *row))
 
     os.makedirs(folder, exist_ok=True)
-    alpha = "learned" if config.test_update_lr is None else config.test_update_lr
-    name = f"test_fbs{config.test_update_batch_size}_stepsize{alpha}" + (
-        f"_itr{config.test_iter}" if config.test_iter > 0 else ""
+    alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
+    name = f'test_fbs{config.test_update_batch_size}_stepsize{alpha}' + (
+        f'_itr{config.test_iter}' if config.test_iter > 0 else ''
     )
     path = os.path.join(folder, name)
-    with open(path + ".csv", "w", newline="") as file:
+    with open(path + '.csv', 'w', newline='') as file:
         rows = csv.writer(file)
-        rows.writerow(["", *[f"return {column}" for column in columns]])
+        rows.writerow(['', *[f'return {column}' for column in columns]])
         rows.writerows([statistic, *values] for statistic, values in numbers.items())
     result = {
-        "measure": "average return",
-        "columns": columns,
+        'measure': 'average return',
+        'columns': columns,
         **{statistic: finite(values) for statistic, values in numbers.items()},
-        "per_task": [finite(row) for row in returns],  # [columns][tasks]
-        "tasks": tasks.tolist(),
-        "step_sizes": [np.asarray(a).tolist() for a in alphas],
-        "checkpoint": str(from_path),
-        "seconds": round(time.time() - start, 1),
-        "tensorflow": tf.__version__,
-        "mujoco": mujoco.__version__,
-        "settings": vars(config),
+        'per_task': [finite(row) for row in returns],  # [columns][tasks]
+        'tasks': tasks.tolist(),
+        'step_sizes': [np.asarray(a).tolist() for a in alphas],
+        'checkpoint': str(from_path),
+        'seconds': round(time.time() - start, 1),
+        'tensorflow': tf.__version__,
+        'mujoco': mujoco.__version__,
+        'settings': vars(config),
     }
-    if config.datasource == "point":  # the positions on a few paths, for the picture of figure 4
-        result["paths"] = [first_paths(collected) for collected in paths]
-    write_json(path + ".json", result)
-    print(f"written to {path}.csv and .json")
+    if config.datasource == 'point':  # the positions on a few paths, for the picture of figure 4
+        result['paths'] = [first_paths(collected) for collected in paths]
+    write_json(path + '.json', result)
+    print(f'written to {path}.csv and .json')
     return phis
 
 

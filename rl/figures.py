@@ -13,29 +13,29 @@ import sys
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-PAPER = pathlib.Path(__file__).parent.parent / "results" / "paper_returns.json"
-METHODS = {"maml": "C0", "context": "C4", "pretrain": "C1", "random": "C2", "oracle": "C3"}
+PAPER = pathlib.Path(__file__).parent.parent / 'results' / 'paper_returns.json'
+METHODS = {'maml': 'C0', 'context': 'C4', 'pretrain': 'C1', 'random': 'C2', 'oracle': 'C3'}
 TITLES = {
-    "point": "2D navigation",
-    "cheetah_vel": "half-cheetah, velocity",
-    "cheetah_dir": "half-cheetah, direction",
-    "ant_vel": "ant, velocity",
-    "ant_dir": "ant, direction",
+    'point': '2D navigation',
+    'cheetah_vel': 'half-cheetah, velocity',
+    'cheetah_dir': 'half-cheetah, direction',
+    'ant_vel': 'ant, velocity',
+    'ant_dir': 'ant, direction',
 }
 
 
 def method(result):
-    baseline = result["settings"]["baseline"]
-    return "maml" if baseline in (None, "none") else baseline
+    baseline = result['settings']['baseline']
+    return 'maml' if baseline in (None, 'none') else baseline
 
 
 def draw_returns(axis, results, paper):
     """Average return against the number of gradient steps; the oracle, which takes none, as a level."""
-    steps = max(2, *(len(result["mean"]) for result in results))
+    steps = max(2, *(len(result['mean']) for result in results))
 
     def curve(values):
         y = np.array(values[:steps])
@@ -43,63 +43,63 @@ def draw_returns(axis, results, paper):
 
     for result in results:
         name = method(result)
-        (x, mean), (_, ci95) = curve(result["mean"]), curve(result["ci95"])
-        axis.plot(x, mean, color=METHODS[name], label="MAML" if name == "maml" else name)
+        (x, mean), (_, ci95) = curve(result['mean']), curve(result['ci95'])
+        axis.plot(x, mean, color=METHODS[name], label='MAML' if name == 'maml' else name)
         axis.fill_between(x, mean - ci95, mean + ci95, color=METHODS[name], alpha=0.2, linewidth=0)
         if name in paper:
-            axis.plot(*curve(paper[name]["mean"]), ":", color=METHODS[name])
-    axis.set(title=TITLES[results[0]["settings"]["datasource"]], xlabel="gradient steps", xticks=range(steps))
+            axis.plot(*curve(paper[name]['mean']), ':', color=METHODS[name])
+    axis.set(title=TITLES[results[0]['settings']['datasource']], xlabel='gradient steps', xticks=range(steps))
     axis.set_ylabel("average return (dotted: the paper's)")
-    axis.legend(fontsize="small")
+    axis.legend(fontsize='small')
 
 
 def draw_paths(axes, result):
     """Paths of the first test task, a panel for each column of the result; the goal is a star."""
-    for axis, column, paths in zip(axes, result["columns"], result["paths"]):
+    for axis, column, paths in zip(axes, result['columns'], result['paths']):
         for path in paths:
             axis.plot(*np.transpose(path), color=METHODS[method(result)], linewidth=1)
-        axis.plot(*result["tasks"][0], "*", color="black", markersize=9)
-        axis.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), aspect="equal", xticks=[], yticks=[])
-        axis.set_title(f"{method(result)}, {column}".replace("maml", "MAML"), fontsize=8)
+        axis.plot(*result['tasks'][0], '*', color='black', markersize=9)
+        axis.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), aspect='equal', xticks=[], yticks=[])
+        axis.set_title(f'{method(result)}, {column}'.replace('maml', 'MAML'), fontsize=8)
 
 
 def draw(results, paper):
     """The whole figure: a row of panels of returns, then a row of panels for each result that holds paths."""
-    families = {family: [r for r in results if r["settings"]["datasource"] == family] for family in TITLES}
+    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in TITLES}
     families = {family: found for family, found in families.items() if found}
-    with_paths = [result for result in results if len(result.get("paths", [])) > 1]
-    columns = max([len(families)] + [len(result["paths"]) for result in with_paths])
+    with_paths = [result for result in results if len(result.get('paths', [])) > 1]
+    columns = max([len(families)] + [len(result['paths']) for result in with_paths])
     heights = [4] + [2] * len(with_paths)
     size = max(1.8 * columns, 4.5 * len(families)), sum(heights)
-    figure = plt.figure(figsize=size, layout="constrained")
+    figure = plt.figure(figsize=size, layout='constrained')
     top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axis, (family, found) in zip(top.subplots(1, len(families), squeeze=False)[0], families.items()):
         draw_returns(axis, found, paper.get(family, {}))
     for part, result in zip(below, with_paths):
-        draw_paths(part.subplots(1, len(result["paths"])), result)
+        draw_paths(part.subplots(1, len(result['paths'])), result)
     return figure
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", metavar="RESULT.json", help="written by main.py's tests")
-    parser.add_argument("--out", required=True, help="the picture, .png, .pdf or .svg")
+    parser.add_argument('results', nargs='+', metavar='RESULT.json', help="written by main.py's tests")
+    parser.add_argument('--out', required=True, help='the picture, .png, .pdf or .svg')
     options = parser.parse_args()
     results = []
     for path in options.results:
         try:
             result = json.loads(pathlib.Path(path).read_text())
-            TITLES[result["settings"]["datasource"]], result["columns"]
+            TITLES[result['settings']['datasource']], result['columns']
         except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote")
+            fail(f'{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote')
         results.append(result)
     results.sort(key=lambda result: list(METHODS).index(method(result)))
     paper = json.loads(PAPER.read_text())
     try:
-        draw(results, paper).savefig(options.out, dpi=120, bbox_inches="tight")
+        draw(results, paper).savefig(options.out, dpi=120, bbox_inches='tight')
     except (OSError, ValueError) as error:
-        fail(f"cannot write {options.out}: {error}")
-    print(f"written to {options.out}")
+        fail(f'cannot write {options.out}: {error}')
+    print(f'written to {options.out}')
 
 
 def fail(message):
@@ -107,5 +107,5 @@ def fail(message):
     raise SystemExit(2)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     main()

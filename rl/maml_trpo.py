@@ -41,13 +41,11 @@ class MamlTrpo:
 
     def __init__(self, policy, settings=MetaSettings()):
         if not -1 <= settings.kl_constrain_step <= settings.num_updates:
-            raise ValueError(
-                f"kl_constrain_step {settings.kl_constrain_step} of {settings.num_updates} inner steps"
-            )
+            raise ValueError(f'kl_constrain_step {settings.kl_constrain_step} of {settings.num_updates} inner steps')
         self.policy, self.settings = policy, settings
         self.shapes = dict(policy.shapes)
         if settings.learn_update_lr:
-            self.shapes["alpha"] = (settings.num_updates, len(policy.adapted))
+            self.shapes['alpha'] = (settings.num_updates, len(policy.adapted))
         vector = tf.TensorSpec([sum(int(np.prod(shape)) for shape in self.shapes.values())], tf.float32)
         signature = [vector, (Samples.spec(policy),) * (settings.num_updates + 1)]
         self._loss_and_kl = tf.function(self._mean_loss_and_kl, input_signature=signature)
@@ -58,7 +56,7 @@ class MamlTrpo:
         """A fresh theta: the policy's weights, then the step sizes if they are learned."""
         theta = self.policy.init(seed)
         if self.settings.learn_update_lr:
-            theta["alpha"] = np.full(self.shapes["alpha"], self.settings.update_lr)
+            theta['alpha'] = np.full(self.shapes['alpha'], self.settings.update_lr)
         return flatten(theta)
 
     def weights(self, theta):
@@ -96,10 +94,8 @@ class MamlTrpo:
 
     def _alpha(self, theta):
         if self.settings.learn_update_lr:
-            return theta["alpha"]
-        return np.full(
-            (self.settings.num_updates, len(self.policy.adapted)), self.settings.update_lr, np.float32
-        )
+            return theta['alpha']
+        return np.full((self.settings.num_updates, len(self.policy.adapted)), self.settings.update_lr, np.float32)
 
     def _policies(self, theta, steps):
         """[phi_0 = theta, phi_1, ...]: the task's policy before each inner step and after the last one."""

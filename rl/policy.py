@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 # Name -> the function for tensors and the one for NumPy arrays.
-NONLINEARITIES = {"relu": (tf.nn.relu, lambda x: np.maximum(x, 0.0)), "tanh": (tf.tanh, np.tanh)}
+NONLINEARITIES = {'relu': (tf.nn.relu, lambda x: np.maximum(x, 0.0)), 'tanh': (tf.tanh, np.tanh)}
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class GaussianPolicy:
     obs_dim: int
     act_dim: int
     hidden_sizes: tuple = (100, 100)
-    nonlinearity: str = "relu"
+    nonlinearity: str = 'relu'
     context_size: int = 0
     init_std: float = 1.0
     min_std: float = 1e-6
 
     def __post_init__(self):
         if self.nonlinearity not in NONLINEARITIES:
-            raise ValueError(f"nonlinearity {self.nonlinearity!r} is none of {sorted(NONLINEARITIES)}")
+            raise ValueError(f'nonlinearity {self.nonlinearity!r} is none of {sorted(NONLINEARITIES)}')
 
     @property
     def shapes(self):
@@ -45,32 +45,32 @@ class GaussianPolicy:
         sizes = (self.obs_dim + self.context_size, *self.hidden_sizes, self.act_dim)
         shapes = {}
         for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-            shapes |= {f"W{i}": (fan_in, fan_out), f"b{i}": (fan_out,)}
-        shapes["std_param"] = (self.act_dim,)
+            shapes |= {f'W{i}': (fan_in, fan_out), f'b{i}': (fan_out,)}
+        shapes['std_param'] = (self.act_dim,)
         if self.context_size:
-            shapes["context"] = (self.context_size,)
+            shapes['context'] = (self.context_size,)
         return shapes
 
     @property
     def adapted(self):
         """Names of the weights that the inner step changes: all of them, or z alone if there is a context."""
-        return ("context",) if self.context_size else tuple(self.shapes)
+        return ('context',) if self.context_size else tuple(self.shapes)
 
     def init(self, seed):
         """Fresh weights as float32 arrays: Xavier-uniform matrices, log init_std, everything else 0."""
         rng = np.random.default_rng(seed)
         theta = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
         for name, shape in self.shapes.items():
-            if name.startswith("W"):
+            if name.startswith('W'):
                 theta[name][:] = rng.uniform(-1.0, 1.0, shape) * np.sqrt(6.0 / sum(shape))
-        theta["std_param"][:] = np.log(self.init_std)
+        theta['std_param'][:] = np.log(self.init_std)
         return theta
 
     def mean_and_log_std(self, weights, observations):
         """Parameters of the action distribution: mean [..., rows, act_dim] and log std [..., act_dim]."""
         nonlinearity, _ = NONLINEARITIES[self.nonlinearity]
         mean = self._mlp(weights, observations, nonlinearity)
-        return mean, tf.maximum(weights["std_param"], np.float32(np.log(self.min_std)))
+        return mean, tf.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
 
     def act(self, weights, observations, noise):
         """Actions of all tasks' policies, mean + std * noise, in NumPy alone: the sampler's path.
@@ -81,20 +81,18 @@ class GaussianPolicy:
         """
         _, nonlinearity = NONLINEARITIES[self.nonlinearity]
         mean = self._mlp(weights, np.asarray(observations, np.float32), nonlinearity)
-        log_std = np.maximum(weights["std_param"], np.float32(np.log(self.min_std)))
+        log_std = np.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
         return mean + np.exp(log_std)[..., None, :] * np.asarray(noise, np.float32)
 
     def _mlp(self, weights, x, nonlinearity):
         """The network, for NumPy arrays and for tensors alike."""
-        W, b = weights["W0"], weights["b0"]
-        if (
-            self.context_size
-        ):  # [o, z] W = o W[:obs_dim] + z W[obs_dim:], and the second term is one for all rows
-            b = b + (weights["context"][..., None, :] @ W[..., self.obs_dim :, :])[..., 0, :]
+        W, b = weights['W0'], weights['b0']
+        if self.context_size:  # [o, z] W = o W[:obs_dim] + z W[obs_dim:], and the second term is one for all rows
+            b = b + (weights['context'][..., None, :] @ W[..., self.obs_dim :, :])[..., 0, :]
             W = W[..., : self.obs_dim, :]
         for i in range(len(self.hidden_sizes)):
             x = nonlinearity(x @ W + b[..., None, :])
-            W, b = weights[f"W{i + 1}"], weights[f"b{i + 1}"]
+            W, b = weights[f'W{i + 1}'], weights[f'b{i + 1}']
         return x @ W + b[..., None, :]
 
 

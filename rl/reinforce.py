@@ -54,9 +54,7 @@ def surrogate_loss(policy, phi, samples):
 
     Source: maml_npo.py, init_opt.
     """
-    log_pi = gaussian_policy.gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(
-        samples.actions
-    )
+    log_pi = gaussian_policy.gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
     return -tf.reduce_mean(log_pi * samples.advantages)
 
 

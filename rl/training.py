@@ -28,22 +28,22 @@ from utils import UserError
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = (
-    "iteration",
-    "return_before",  # average undiscounted return of the policy theta, over all tasks
-    "return_after",  # the same of the adapted policies
-    "loss_before",  # surrogate loss before and after the outer step
-    "loss_after",
-    "kl_before",  # mean KL from the policies that sampled
-    "kl_after",
-    "accepted",  # 1, or 0 where the line search found no step
-    "trials",  # of the line search
-    "entropy",  # of the adapted policies, mean over tasks
-    "explained_variance",  # by the adapted policies' baselines, mean over tasks
-    "env_steps",  # time steps that were kept
-    "env_steps_per_second",  # the same in the time of sampling alone
-    "seconds",
+    'iteration',
+    'return_before',  # average undiscounted return of the policy theta, over all tasks
+    'return_after',  # the same of the adapted policies
+    'loss_before',  # surrogate loss before and after the outer step
+    'loss_after',
+    'kl_before',  # mean KL from the policies that sampled
+    'kl_after',
+    'accepted',  # 1, or 0 where the line search found no step
+    'trials',  # of the line search
+    'entropy',  # of the adapted policies, mean over tasks
+    'explained_variance',  # by the adapted policies' baselines, mean over tasks
+    'env_steps',  # time steps that were kept
+    'env_steps_per_second',  # the same in the time of sampling alone
+    'seconds',
 )
-BEST = "best.npz"
+BEST = 'best.npz'
 
 
 def run(config, origins, threads):
@@ -54,16 +54,16 @@ def run(config, origins, threads):
     task = test_tasks(config)[0]
     if config.video:  # whoever has no renderer learns it before the test, not after
         video.check(config.video, config.datasource, task)
-    if config.train and config.baseline != "random":
+    if config.train and config.baseline != 'random':
         train(config, origins, model, folder, threads)
     phis = test(config, model, folder, load_for_test(config, model, folder), threads)
     if config.video:
         steps = len(phis) - 1
-        after = f"after {steps} gradient step{'s' if steps > 1 else ''}"
-        shown = {"before adaptation": 0, after: steps} if steps else {"the policy": 0}
+        after = f'after {steps} gradient step{"s" if steps > 1 else ""}'
+        shown = {'before adaptation': 0, after: steps} if steps else {'the policy': 0}
         weights = {caption: {k: w[0] for k, w in phis[n].items()} for caption, n in shown.items()}
         video.write(config.video, config.datasource, task, model.oracle, model.policy.act, weights)
-        print(f"the first test task, {task.tolist()}, is shown in {config.video}")
+        print(f'the first test task, {task.tolist()}, is shown in {config.video}')
 
 
 class Model:
@@ -75,13 +75,13 @@ class Model:
 
     def __init__(self, config):
         env = FAMILIES[config.datasource].env
-        self.oracle = config.baseline == "oracle"
+        self.oracle = config.baseline == 'oracle'
         self.policy = GaussianPolicy(
             env.observation_size + self.oracle * int(np.prod(env.task_shape)),
             env.action_size,
             hidden_sizes=SOURCES[config.datasource].dim_hidden,
             nonlinearity=config.nonlinearity,
-            context_size=env.observation_size if config.baseline == "context" else 0,
+            context_size=env.observation_size if config.baseline == 'context' else 0,
         )
         settings = MetaSettings(
             num_updates=config.num_updates,
@@ -128,15 +128,15 @@ def train(config, origins, model, folder, threads):
         while iteration < total and not stop.requested:
             try:
                 sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
-                with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is noticed below
+                with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed below
                     theta, metrics = meta_iteration(model, sampler)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise not_finite(iteration, error, folder) from None
             for name, value in metrics.items():
                 if not np.isfinite(value):
-                    raise not_finite(iteration, f"{name} is {value}", folder)
-            if metrics["return_after"] > best:
-                best = metrics["return_after"]
+                    raise not_finite(iteration, f'{name} is {value}', folder)
+            if metrics['return_after'] > best:
+                best = metrics['return_after']
                 path = os.path.join(folder, BEST)
                 checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
             model.theta = theta
@@ -145,8 +145,8 @@ def train(config, origins, model, folder, threads):
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             tqdm.write(
-                "Iteration {}: average return {return_before:.2f}, {return_after:.2f}; KL {kl_after:.4f}; "
-                "{env_steps_per_second:.0f} steps/s, {seconds:.1f} s".format(iteration, **metrics)
+                'Iteration {}: average return {return_before:.2f}, {return_after:.2f}; KL {kl_after:.4f}; '
+                '{env_steps_per_second:.0f} steps/s, {seconds:.1f} s'.format(iteration, **metrics)
             )
             progress.update()
             iteration += 1
@@ -158,9 +158,9 @@ def train(config, origins, model, folder, threads):
         if saved != iteration or not checkpoint.find(folder):
             checkpoint.save(folder, model, iteration, config.seed)
     elapsed = time.time() - start
-    print(f"{iteration} of {total} iterations done, {elapsed:.1f} s in this part; checkpoints: {folder}")
+    print(f'{iteration} of {total} iterations done, {elapsed:.1f} s in this part; checkpoints: {folder}')
     if stop.requested:
-        print("stopped: the same command goes on from here")
+        print('stopped: the same command goes on from here')
         raise SystemExit(130)
 
 
@@ -191,7 +191,7 @@ def meta_iteration(model, sampler):
             phi = adapt(model.policy, phi, samples, alpha)
     outcome = model.maml.step(theta, steps)
     if not np.isfinite(outcome.gradient).all():
-        raise FloatingPointError("the meta-gradient is not finite")
+        raise FloatingPointError('the meta-gradient is not finite')
     env_steps = sum(int(samples.valid.numpy().sum()) for samples in steps)
     metrics = (
         returns[0],
@@ -230,8 +230,8 @@ def explained_variance(estimates, valid):
 def not_finite(iteration, error, folder):
     """The UserError for numbers that have become useless."""
     return UserError(
-        f"not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} "
-        "is kept; try a smaller --update_lr or --meta_step_size"
+        f'not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} '
+        'is kept; try a smaller --update_lr or --meta_step_size'
     )
 
 
@@ -243,31 +243,31 @@ def best_return(folder, iteration):
     if iteration == 0:
         os.remove(path)
         return -math.inf
-    return float(checkpoint.read(path)["average_return"])
+    return float(checkpoint.read(path)['average_return'])
 
 
 def progress_file(folder, iteration):
     """progress.csv, open for further rows; those of iterations that will be done again are dropped."""
-    path, kept = os.path.join(folder, "progress.csv"), []
+    path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
-        with open(path, newline="") as file:
+        with open(path, newline='') as file:
             rows = [row for row in csv.reader(file) if len(row) == len(METRICS) and row[0].isdigit()]
         kept = [row for row in rows if int(row[0]) < iteration]
-    with open(path + ".tmp", "w", newline="") as file:
+    with open(path + '.tmp', 'w', newline='') as file:
         csv.writer(file).writerows([METRICS, *kept])
-    os.replace(path + ".tmp", path)
-    return open(path, "a", newline="")
+    os.replace(path + '.tmp', path)
+    return open(path, 'a', newline='')
 
 
 def load_for_test(config, model, folder):
     """Bring the model to the policy to test: the best, unless another is named; returns where it is from."""
-    if config.baseline == "random":
-        return f"a fresh policy, seed {config.seed}"
+    if config.baseline == 'random':
+        return f'a fresh policy, seed {config.seed}'
     if config.init_from and not config.train:
         checkpoint.restore_weights(config.init_from, model)
         return config.init_from
-    path = os.path.join(folder, f"model{config.test_iter}.npz" if config.test_iter > 0 else BEST)
+    path = os.path.join(folder, f'model{config.test_iter}.npz' if config.test_iter > 0 else BEST)
     if not os.path.exists(path):
-        raise UserError(f"no {path}: train first with the same flags, or name a checkpoint with --init_from")
+        raise UserError(f'no {path}: train first with the same flags, or name a checkpoint with --init_from')
     checkpoint.restore(path, model)
     return path

@@ -27,9 +27,9 @@ def check(path, family, task):
     """Raises UserError where `path` cannot be written or this machine cannot render the family."""
     from utils import UserError
 
-    folder = os.path.dirname(path) or "."
+    folder = os.path.dirname(path) or '.'
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--video={path}: {folder} is no folder that can be written to")
+        raise UserError(f'--video={path}: {folder} is no folder that can be written to')
     pictures(family, task, np.zeros((0, FAMILIES[family].env.action_size)), every=1)
 
 
@@ -39,24 +39,18 @@ def write(path, family, task, oracle, act, weights):
     act: `GaussianPolicy.act`. All act under the same noise from the same start; a path that has ended shows its
     last picture. Raises UserError where there is no renderer.
     """
-    fps = FAMILIES[family].env.metadata["render_fps"]
+    fps = FAMILIES[family].env.metadata['render_fps']
     every = max(1, fps // FRAME_RATE)
-    films = [
-        pictures(family, task, actions(family, task, oracle, act, phi), every) for phi in weights.values()
-    ]
+    films = [pictures(family, task, actions(family, task, oracle, act, phi), every) for phi in weights.values()]
     frames = []
     for i in range(max(map(len, films))):
         images = [film[min(i, len(film) - 1)] for film in films]
-        picture = np.pad(
-            np.concatenate(images, axis=1), ((CAPTION, 0), (0, 0), (0, 0)), constant_values=255
-        )
+        picture = np.pad(np.concatenate(images, axis=1), ((CAPTION, 0), (0, 0), (0, 0)), constant_values=255)
         frame = Image.fromarray(picture)
         for n, caption in enumerate(weights):
             ImageDraw.Draw(frame).text((n * images[0].shape[1] + 4, 2), caption, (0, 0, 0))
         frames.append(frame)
-    frames[0].save(
-        path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0
-    )
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0)
 
 
 def actions(family, task, oracle, act, phi):
@@ -75,33 +69,33 @@ def pictures(family, task, actions, every):
     """`replay` in a process of its own; UserError where it fails."""
     from utils import UserError
 
-    spawn = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(1, spawn, prepare, (runtime.renderer,)) as process:
         try:
             return process.submit(replay, family, task, actions, every).result()
         except Exception as error:  # each of MuJoCo's renderers fails in its own way
-            reason = " ".join(str(error).split())
+            reason = ' '.join(str(error).split())
             raise UserError(
-                f"--video needs a renderer, and MuJoCo found none here ({reason}): set MUJOCO_GL=egl, or install "
-                "libosmesa6 and set MUJOCO_GL=osmesa, or drop --video"
+                f'--video needs a renderer, and MuJoCo found none here ({reason}): set MUJOCO_GL=egl, or install '
+                'libosmesa6 and set MUJOCO_GL=osmesa, or drop --video'
             ) from None
 
 
 def prepare(renderer):
     """Settles what a process renders with, as MUJOCO_GL does; None: EGL without a display, else MuJoCo's choice."""
-    if renderer is None and sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
-        renderer = "egl"
+    if renderer is None and sys.platform == 'linux' and not os.environ.keys() & {'DISPLAY', 'WAYLAND_DISPLAY'}:
+        renderer = 'egl'
     if renderer is not None:
-        os.environ["MUJOCO_GL"] = renderer
-    warnings.simplefilter("ignore")  # what GLFW has to say comes in the error too
+        os.environ['MUJOCO_GL'] = renderer
+    warnings.simplefilter('ignore')  # what GLFW has to say comes in the error too
     atexit.register(os._exit, 0)  # OSMesa complains when Python takes it down
 
 
 def replay(family, task, actions, every):
     """Pictures [height, width, 3] of the path from seed 0: its start, after each `every` actions, its end."""
     env_class = FAMILIES[family].env
-    view = {"width": SIZE, "height": SIZE, "camera_name": "track"} if hasattr(env_class, "asset") else {}
-    env = env_class(task=task, render_mode="rgb_array", **view)
+    view = {'width': SIZE, 'height': SIZE, 'camera_name': 'track'} if hasattr(env_class, 'asset') else {}
+    env = env_class(task=task, render_mode='rgb_array', **view)
     env.reset(seed=0)
     film = [env.render()]
     for step, action in enumerate(actions, start=1):

@@ -1,4 +1,5 @@
 """Lets the tests import the program's modules, under the settings that the program itself chooses."""
+
 import pathlib
 import sys
 

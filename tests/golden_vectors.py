@@ -1,4 +1,5 @@
 """Reads the conformance vectors in golden/supervised (docs/conformance.md says what they are)."""
+
 import hashlib
 import json
 import pathlib
@@ -30,8 +31,10 @@ class Case:
     def make_weights(self):
         recipe = json.loads(str(self['w_recipe']))
         rng = np.random.RandomState(recipe['seed'])
-        return {name: np.float32(recipe['offset'][name] + recipe['scale'][name] * rng.randn(*recipe['shape'][name]))
-                for name in recipe['order']}
+        return {
+            name: np.float32(recipe['offset'][name] + recipe['scale'][name] * rng.randn(*recipe['shape'][name]))
+            for name in recipe['order']
+        }
 
     def make_tasks(self):
         if 'inputa' in self.arrays:
@@ -45,8 +48,12 @@ class Case:
 
         def pick(labels, offset):
             rows = np.arange(labels.shape[1])
-            return np.stack([images[task, labels[task].argmax(1), offset + rows // classes].reshape(len(rows), -1)
-                             for task in range(tasks)])
+            return np.stack(
+                [
+                    images[task, labels[task].argmax(1), offset + rows // classes].reshape(len(rows), -1)
+                    for task in range(tasks)
+                ]
+            )
 
         inputa, inputb = pick(self['labela'], 0), pick(self['labelb'], support)
         assert hashlib.sha256(inputa.tobytes()).hexdigest() == recipe['sha256_inputa']
@@ -57,12 +64,26 @@ class Case:
         flags, image = self.flags, self.flags['datasource'] != 'sinusoid'
         network = Network(dim_input=flags['dim_input'])
         if image:
-            network = Network(dim_input=flags['dim_input'], dim_output=flags['dim_output'], conv=flags['conv'],
-                              dim_hidden=(256, 128, 64, 64), num_filters=flags['num_filters'],
-                              max_pool=flags['max_pool'], norm=flags['norm'], **IMAGES[flags['datasource']])
-        arguments = dict(classification=image, update_batch_size=flags['update_batch_size'],
-                         update_lr=flags['update_lr'], num_updates=flags['num_updates'], meta_lr=flags['meta_lr'],
-                         stop_grad=flags['stop_grad'], clip=flags['clip'], vectorize=not image)
+            network = Network(
+                dim_input=flags['dim_input'],
+                dim_output=flags['dim_output'],
+                conv=flags['conv'],
+                dim_hidden=(256, 128, 64, 64),
+                num_filters=flags['num_filters'],
+                max_pool=flags['max_pool'],
+                norm=flags['norm'],
+                **IMAGES[flags['datasource']],
+            )
+        arguments = dict(
+            classification=image,
+            update_batch_size=flags['update_batch_size'],
+            update_lr=flags['update_lr'],
+            num_updates=flags['num_updates'],
+            meta_lr=flags['meta_lr'],
+            stop_grad=flags['stop_grad'],
+            clip=flags['clip'],
+            vectorize=not image,
+        )
         model = MAML(network, **{**arguments, **changes})
         assert set(self.weights) == set(model.weights)
         self.reset(model)
@@ -83,9 +104,9 @@ class Case:
             mine = np.float64(values[name]).ravel() - (np.float64(start[name]).ravel() if start else 0)
             if f'{key}/{name}' in self.arrays:
                 stored = np.float64(self[f'{key}/{name}']).ravel()
-            else:                                       # large tensors keep their first 256 entries
+            else:  # large tensors keep their first 256 entries
                 stored = np.float64(self[f'{key}/{name}/head'])
-            ours.append(mine[:stored.size])
-            theirs.append(stored - (np.float64(start[name]).ravel()[:stored.size] if start else 0))
+            ours.append(mine[: stored.size])
+            theirs.append(stored - (np.float64(start[name]).ravel()[: stored.size] if start else 0))
         ours, theirs = np.concatenate(ours), np.concatenate(theirs)
         return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)

@@ -1,4 +1,5 @@
 """Makes small data sets in the folder layouts of Omniglot and MiniImagenet."""
+
 import numpy as np
 from PIL import Image
 

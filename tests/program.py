@@ -1,4 +1,5 @@
 """Running main.py as a user does, in a process of its own."""
+
 import pathlib
 import subprocess
 import sys

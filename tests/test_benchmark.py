@@ -1,4 +1,5 @@
 """benchmark.py: the command runs and its numbers hang together; how fast anything is, is never tested."""
+
 import json
 import subprocess
 import sys
@@ -11,13 +12,21 @@ from maml import Network
 from rl.benchmark import measure_iteration, measure_rates
 
 
-@pytest.mark.parametrize('name, gflop', [('omniglot_5way_1shot', 10.3), ('omniglot_20way_1shot', 82),
-                                         ('miniimagenet_5way_1shot', 98)])
+@pytest.mark.parametrize(
+    'name, gflop', [('omniglot_5way_1shot', 10.3), ('omniglot_20way_1shot', 82), ('miniimagenet_5way_1shot', 98)]
+)
 def test_counted_operations(name, gflop):
     """Against counts by hand: tasks x (9 x inner steps x support + 3 x query) x the network's operations an image."""
     mini = name.startswith('mini')
-    network = Network(dim_output=20 if '20way' in name else 5, conv=True, img_size=84 if mini else 28,
-                      channels=3 if mini else 1, num_filters=32 if mini else 64, max_pool=mini, flatten=mini)
+    network = Network(
+        dim_output=20 if '20way' in name else 5,
+        conv=True,
+        img_size=84 if mini else 28,
+        channels=3 if mini else 1,
+        num_filters=32 if mini else 64,
+        max_pool=mini,
+        flatten=mini,
+    )
     config = benchmark.settings(**benchmark.EXPERIMENTS[name])
     assert benchmark.step_flops(config, network) / 1e9 == pytest.approx(gflop, rel=0.02)
 

@@ -1,4 +1,5 @@
 """The port against numbers that the original code computed (docs/conformance.md)."""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -26,13 +27,15 @@ def test_losses_and_accuracies(case, model):
     if model.classification:
         np.testing.assert_allclose(results[2:], case['total_accuracies2'], atol=1e-6)
         np.testing.assert_allclose(results[0], case['total_accuracy1'], atol=1e-6)
-        np.testing.assert_allclose(metrics[2:], [case['total_accuracy1'],
-                                                 case['total_accuracies2'][model.num_updates - 1]], atol=1e-6)
+        np.testing.assert_allclose(
+            metrics[2:], [case['total_accuracy1'], case['total_accuracies2'][model.num_updates - 1]], atol=1e-6
+        )
     else:
         np.testing.assert_allclose(results[2:], case['total_losses2'], rtol=1e-5)
         np.testing.assert_allclose(results[0], case['total_loss1'], rtol=1e-5)
-    np.testing.assert_allclose(metrics[:2], [case['total_loss1'], case['total_losses2'][model.num_updates - 1]],
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics[:2], [case['total_loss1'], case['total_losses2'][model.num_updates - 1]], rtol=1e-5
+    )
 
 
 def test_outputs(case, model):
@@ -140,7 +143,9 @@ def test_fused_and_written_out_batch_norm_agree_to_the_second_derivative(size):
             z = tf.reduce_sum(g * direction)
         return outer.gradient(z, x)
 
-    fused, written = second(utils.batch_norm), second(lambda x, b: tf.cast(
-        utils.batch_norm(tf.cast(x, tf.float64), tf.cast(b, tf.float64)), tf.float32))
+    fused, written = (
+        second(utils.batch_norm),
+        second(lambda x, b: tf.cast(utils.batch_norm(tf.cast(x, tf.float64), tf.cast(b, tf.float64)), tf.float32)),
+    )
     assert relative(fused, written) < 1e-4
     assert relative(second(moments_batch_norm), written) > 1e-2

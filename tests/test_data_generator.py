@@ -1,4 +1,5 @@
 """Tasks: what is drawn, that it depends on the seed alone, and what happens with bad data."""
+
 import os
 import random
 
@@ -19,11 +20,13 @@ def omniglot(tmp_path_factory):
 
 
 def generator(folder, split='train', ways=3, shots=1, query=2, tasks=5, seed=1, datasource='omniglot'):
-    return image_generators(datasource, SOURCES[datasource], folder, [split], ways, shots, {split: query}, tasks,
-                            seed)[split]
+    return image_generators(datasource, SOURCES[datasource], folder, [split], ways, shots, {split: query}, tasks, seed)[
+        split
+    ]
 
 
 # ---- Sinusoid --------------------------------------------------------------------------------------------------
+
 
 def test_sinusoid_tasks_are_sinusoids_in_the_papers_ranges():
     inputs, outputs, amp, phase = SinusoidGenerator(10, 25).generate_sinusoid_batch(np.random.default_rng(0), 2000, 20)
@@ -35,7 +38,7 @@ def test_sinusoid_tasks_are_sinusoids_in_the_papers_ranges():
 def test_sinusoid_test_tasks_are_the_originals():
     """A re-statement of the original's loop: np.random.seed(1), then one task at a time."""
     np.random.seed(1)
-    (inputa, labela, inputb, labelb), = SinusoidGenerator(5, 25).test_batches(3)
+    ((inputa, labela, inputb, labelb),) = SinusoidGenerator(5, 25).test_batches(3)
     for task in range(3):
         amp, phase = np.random.uniform(0.1, 5.0, [1]), np.random.uniform(0, np.pi, [1])
         x = np.random.uniform(-5.0, 5.0, [10, 1])
@@ -64,13 +67,15 @@ def test_blocks_differ_and_depend_on_the_seed():
 
 # ---- Images ----------------------------------------------------------------------------------------------------
 
+
 def test_omniglot_split_is_sorted_then_shuffled_with_seed_1(tmp_path):
     """1,100 / 100 / 423 characters, without overlap, whatever order the file system lists them in."""
     image_folders.omniglot(tmp_path, characters=1623, drawings=1, alphabets=50)
     expected = sorted(path for path in tmp_path.glob('*/*'))
     random.Random(1).shuffle(expected)
-    names = {split: load_split('omniglot', SOURCES['omniglot'], tmp_path, split)[2]
-             for split in ('train', 'val', 'test')}
+    names = {
+        split: load_split('omniglot', SOURCES['omniglot'], tmp_path, split)[2] for split in ('train', 'val', 'test')
+    }
     assert names == {'train': expected[:1100], 'val': expected[1100:1200], 'test': expected[1200:]}
 
 
@@ -89,8 +94,9 @@ def test_a_batch_of_omniglot_tasks(omniglot):
         inputs, labels = np.concatenate([inputa[task], inputb[task]]), np.concatenate([labela[task], labelb[task]])
         found = [drawings[image.tobytes()] for image in inputs]
         assert len({path for _, path, _ in found}) == len(found)
-        classes = [{(folder, quarter) for (folder, _, quarter), label in zip(found, labels) if label[n]}
-                   for n in range(3)]
+        classes = [
+            {(folder, quarter) for (folder, _, quarter), label in zip(found, labels) if label[n]} for n in range(3)
+        ]
         assert all(len(c) == 1 for c in classes), 'a class is one character under one rotation'
         assert len({folder for c in classes for folder, _ in c}) == 3, 'and no two classes are one character'
         for group in labels.reshape(-1, 3, 3):
@@ -136,7 +142,7 @@ def test_classes_and_images_are_drawn_evenly(omniglot):
     source = generator(omniglot, ways=2, shots=1, query=1)
     images = source.batch(data_generator.TRAIN, 0, 4000)[0].reshape(-1, 784)
     _, counts = np.unique(images, axis=0, return_counts=True)
-    expected = len(images) / (27 * 4 * 4)                     # characters x drawings x rotations
+    expected = len(images) / (27 * 4 * 4)  # characters x drawings x rotations
     assert len(counts) == 27 * 4 * 4 and abs(counts - expected).max() < 6 * np.sqrt(expected)
 
 
@@ -158,7 +164,7 @@ def test_miniimagenet_is_rgb_and_not_rotated(tmp_path):
     inputa, labela, inputb, labelb = source.batch(data_generator.VALIDATION, 0, 3)
     for image in np.concatenate([inputa, inputb], 1).reshape(-1, 84, 84, 3):
         distances = [np.abs(image.astype(int) - np.array(Image.open(file), int)).mean() for file in files]
-        assert min(distances) < 2                             # the decoders differ by rounding
+        assert min(distances) < 2  # the decoders differ by rounding
 
 
 def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
@@ -169,11 +175,11 @@ def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
         return np.array(generator(folder, shots=1, query=1).images)
 
     images = load()
-    cache, = folder.glob('cache-*.npy')
+    (cache,) = folder.glob('cache-*.npy')
     written = os.stat(cache).st_mtime_ns
     np.testing.assert_array_equal(load(), images)
     assert os.stat(cache).st_mtime_ns == written
-    cache.write_bytes(cache.read_bytes()[:1000])              # damaged: made again
+    cache.write_bytes(cache.read_bytes()[:1000])  # damaged: made again
     np.testing.assert_array_equal(load(), images)
     for path in folder.glob('*/*/*.png'):
         Image.fromarray(np.zeros([28, 28], bool)).save(path)
@@ -181,13 +187,16 @@ def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
     assert len(list(folder.glob('cache-*'))) == 1
 
 
-@pytest.mark.parametrize('spoil, words', [
-    (lambda folder: None, ['5 classes', '6-way', '--num_classes']),
-    (lambda folder: next(folder.glob('*/character01/*_01.png')).unlink(), ['1 images', 'needs 2']),
-    (lambda folder: next(folder.glob('*/*02/*_01.png')).write_bytes(b'no image'), ['_01.png', 'not a readable']),
-    (lambda folder: Image.new('1', (105, 105)).save(next(folder.glob('*/*02/*_01.png'))), ['105x105', '28x28']),
-    (lambda folder: [path.unlink() for path in folder.glob('*/*/*')], ['no images', 'data/README.md']),
-])
+@pytest.mark.parametrize(
+    'spoil, words',
+    [
+        (lambda folder: None, ['5 classes', '6-way', '--num_classes']),
+        (lambda folder: next(folder.glob('*/character01/*_01.png')).unlink(), ['1 images', 'needs 2']),
+        (lambda folder: next(folder.glob('*/*02/*_01.png')).write_bytes(b'no image'), ['_01.png', 'not a readable']),
+        (lambda folder: Image.new('1', (105, 105)).save(next(folder.glob('*/*02/*_01.png'))), ['105x105', '28x28']),
+        (lambda folder: [path.unlink() for path in folder.glob('*/*/*')], ['no images', 'data/README.md']),
+    ],
+)
 def test_bad_data_is_refused_with_one_line(tmp_path, spoil, words):
     folder = image_folders.omniglot(tmp_path, characters=7, drawings=2)
     spoil(folder)

@@ -1,4 +1,5 @@
 """Several replicas train as one does: two processes on 127.0.0.1, and two logical devices in one process."""
+
 import json
 import os
 import socket
@@ -20,10 +21,19 @@ def start_workers(*flags):
             s.bind(('127.0.0.1', 0))
             ports.append(s.getsockname()[1])
     cluster = {'worker': [f'127.0.0.1:{port}' for port in ports]}
-    return [subprocess.Popen(command(*flags, '--distribute=multiworker'), stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True, env={**os.environ, 'TF_CONFIG': json.dumps(
-                                 {'cluster': cluster, 'task': {'type': 'worker', 'index': index}})})
-            for index in range(2)]
+    return [
+        subprocess.Popen(
+            command(*flags, '--distribute=multiworker'),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={
+                **os.environ,
+                'TF_CONFIG': json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}}),
+            },
+        )
+        for index in range(2)
+    ]
 
 
 def assert_close(one, other):
@@ -44,7 +54,7 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(tmp_path):
     worker.wait()
     assert chief.returncode == 2 and 'another worker is gone: start all of them again' in output.splitlines()[-1]
     for path in (tmp_path / 'two' / NAME).glob('model*.npz'):
-        if path.name != 'model20.npz':                     # the loss may have come later than the first checkpoint
+        if path.name != 'model20.npz':  # the loss may have come later than the first checkpoint
             path.unlink()
 
     workers = start_workers('--metatrain_iterations=40', *flags)
@@ -57,24 +67,46 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(tmp_path):
 def test_two_devices_train_as_one(tmp_path):
     """tf.distribute.MirroredStrategy over two logical CPUs, through main.py."""
     run(f'--logdir={tmp_path}/one', '--metatrain_iterations=20', *SHORT)
-    two_cpus = ('import sys; sys.path.insert(0, sys.argv.pop(1)); import runtime; runtime.start(); '
-                'import tensorflow as tf; import main; cpu, = tf.config.list_physical_devices("CPU"); '
-                'tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2); '
-                'main.main()')
-    result = subprocess.run([sys.executable, '-c', two_cpus, str(MAIN.parent), '--distribute=mirrored',
-                             f'--logdir={tmp_path}/two', '--metatrain_iterations=20', *SHORT],
-                            capture_output=True, text=True, timeout=120)
+    two_cpus = (
+        'import sys; sys.path.insert(0, sys.argv.pop(1)); import runtime; runtime.start(); '
+        'import tensorflow as tf; import main; cpu, = tf.config.list_physical_devices("CPU"); '
+        'tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2); '
+        'main.main()'
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            two_cpus,
+            str(MAIN.parent),
+            '--distribute=mirrored',
+            f'--logdir={tmp_path}/two',
+            '--metatrain_iterations=20',
+            *SHORT,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     assert_close(tmp_path / 'one' / NAME / 'model20.npz', tmp_path / 'two' / NAME / 'model20.npz')
 
 
 def test_tasks_that_cannot_be_divided_are_refused():
     error = subprocess.run(
-        [sys.executable, '-c', 'import sys; sys.path.insert(0, sys.argv[1]); import runtime; runtime.start(); '
-         'import tensorflow as tf; cpu, = tf.config.list_physical_devices("CPU"); '
-         'tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2); '
-         'import distribute; distribute.make_strategy("mirrored", 25)', str(MAIN.parent)],
-        capture_output=True, text=True, timeout=120).stderr
+        [
+            sys.executable,
+            '-c',
+            'import sys; sys.path.insert(0, sys.argv[1]); import runtime; runtime.start(); '
+            'import tensorflow as tf; cpu, = tf.config.list_physical_devices("CPU"); '
+            'tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2); '
+            'import distribute; distribute.make_strategy("mirrored", 25)',
+            str(MAIN.parent),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    ).stderr
     assert '--meta_batch_size=25 cannot be divided over 2 replicas' in error.splitlines()[-1]
 
 

@@ -1,48 +1,84 @@
 """The paper's table of settings, and what given flags do to it."""
+
 import types
 
 import pytest
 
 import experiments
 
-UNSET = {'datasource': 'sinusoid', 'baseline': None, 'logdir': None, 'train_update_batch_size': -1,
-         'train_update_lr': -1, 'stop_grad': False, 'learn_update_lr': False} | dict.fromkeys(
-             ['num_classes', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'norm',
-              'update_batch_size', 'train_query', 'update_lr', 'num_updates', 'num_filters', 'conv', 'max_pool',
-              'test_num_updates', 'test_query'])
+UNSET = {
+    'datasource': 'sinusoid',
+    'baseline': None,
+    'logdir': None,
+    'train_update_batch_size': -1,
+    'train_update_lr': -1,
+    'stop_grad': False,
+    'learn_update_lr': False,
+} | dict.fromkeys(
+    [
+        'num_classes',
+        'pretrain_iterations',
+        'metatrain_iterations',
+        'meta_batch_size',
+        'meta_lr',
+        'norm',
+        'update_batch_size',
+        'train_query',
+        'update_lr',
+        'num_updates',
+        'num_filters',
+        'conv',
+        'max_pool',
+        'test_num_updates',
+        'test_query',
+    ]
+)
 
 
 def resolve(**given):
     return types.SimpleNamespace(**experiments.resolve(UNSET | given)[0])
 
 
-@pytest.mark.parametrize('given, expected', [        # the paper's appendix A.1, re-stated
-    ({}, (10, 1, 0.01, 25, 70000, 'None', [1, 5, 10])),
-    ({'datasource': 'omniglot'}, (1, 1, 0.4, 32, 60000, 'batch_norm', [3])),
-    ({'datasource': 'omniglot', 'update_batch_size': 5}, (5, 1, 0.4, 32, 60000, 'batch_norm', [3])),
-    ({'datasource': 'omniglot', 'num_classes': 20}, (1, 5, 0.1, 16, 60000, 'batch_norm', [5])),
-    ({'datasource': 'miniimagenet'}, (1, 5, 0.01, 4, 60000, 'batch_norm', [10])),
-    ({'datasource': 'miniimagenet', 'update_batch_size': 5}, (5, 5, 0.01, 2, 60000, 'batch_norm', [10])),
-])
+@pytest.mark.parametrize(
+    'given, expected',
+    [  # the paper's appendix A.1, re-stated
+        ({}, (10, 1, 0.01, 25, 70000, 'None', [1, 5, 10])),
+        ({'datasource': 'omniglot'}, (1, 1, 0.4, 32, 60000, 'batch_norm', [3])),
+        ({'datasource': 'omniglot', 'update_batch_size': 5}, (5, 1, 0.4, 32, 60000, 'batch_norm', [3])),
+        ({'datasource': 'omniglot', 'num_classes': 20}, (1, 5, 0.1, 16, 60000, 'batch_norm', [5])),
+        ({'datasource': 'miniimagenet'}, (1, 5, 0.01, 4, 60000, 'batch_norm', [10])),
+        ({'datasource': 'miniimagenet', 'update_batch_size': 5}, (5, 5, 0.01, 2, 60000, 'batch_norm', [10])),
+    ],
+)
 def test_unset_flags_take_the_papers_values(given, expected):
     config = resolve(**given)
-    assert (config.update_batch_size, config.num_updates, config.update_lr, config.meta_batch_size,
-            config.metatrain_iterations, config.norm, config.paper_steps) == expected
+    assert (
+        config.update_batch_size,
+        config.num_updates,
+        config.update_lr,
+        config.meta_batch_size,
+        config.metatrain_iterations,
+        config.norm,
+        config.paper_steps,
+    ) == expected
 
 
 def test_given_flags_win():
     """The original's usage line for MiniImagenet 5-shot means what it says: a meta-batch of 4."""
-    config = resolve(datasource='miniimagenet', update_batch_size=5, meta_batch_size=4, norm='layer_norm',
-                     max_pool=False)
+    config = resolve(
+        datasource='miniimagenet', update_batch_size=5, meta_batch_size=4, norm='layer_norm', max_pool=False
+    )
     assert (config.meta_batch_size, config.norm, config.max_pool) == (4, 'layer_norm', False)
 
 
 def test_query_sizes():
     """Training: K, but 15 for MiniImagenet; tests: K for all (original main.py:247-251)."""
-    for given, expected in (({'update_batch_size': 5}, (5, 5)),
-                            ({'datasource': 'omniglot', 'update_batch_size': 5}, (5, 5)),
-                            ({'datasource': 'miniimagenet', 'update_batch_size': 5}, (15, 5)),
-                            ({'datasource': 'miniimagenet', 'test_query': 15}, (15, 15))):
+    for given, expected in (
+        ({'update_batch_size': 5}, (5, 5)),
+        ({'datasource': 'omniglot', 'update_batch_size': 5}, (5, 5)),
+        ({'datasource': 'miniimagenet', 'update_batch_size': 5}, (15, 5)),
+        ({'datasource': 'miniimagenet', 'test_query': 15}, (15, 15)),
+    ):
         config = resolve(**given)
         assert (config.train_query, config.test_query) == expected
 
@@ -55,9 +91,20 @@ def test_the_oracle_only_pretrains():
 def test_run_names_are_the_originals():
     """The authors' own folder of MiniImagenet results, among others."""
     assert experiments.run_name(resolve(datasource='miniimagenet')) == (
-        'cls_5.mbs_4.ubs_1.numstep5.updatelr0.01hidden32maxpoolbatchnorm')
+        'cls_5.mbs_4.ubs_1.numstep5.updatelr0.01hidden32maxpoolbatchnorm'
+    )
     assert experiments.run_name(resolve()) == 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
-    names = {experiments.run_name(resolve(datasource='omniglot', **given)) for given in (
-        {}, {'conv': False}, {'stop_grad': True}, {'learn_update_lr': True}, {'norm': 'layer_norm'},
-        {'metatrain_iterations': 0}, {'train_update_batch_size': 5}, {'train_update_lr': 0.1})}
+    names = {
+        experiments.run_name(resolve(datasource='omniglot', **given))
+        for given in (
+            {},
+            {'conv': False},
+            {'stop_grad': True},
+            {'learn_update_lr': True},
+            {'norm': 'layer_norm'},
+            {'metatrain_iterations': 0},
+            {'train_update_batch_size': 5},
+            {'train_update_lr': 0.1},
+        )
+    }
     assert len(names) == 8

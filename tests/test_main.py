@@ -1,4 +1,5 @@
 """The real program, in processes of its own: training, kills, resuming, testing, and bad input."""
+
 import csv
 import json
 import os
@@ -74,7 +75,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path):
     assert process.returncode == 130 and 'the same command goes on from here' in output
     newest = max(int(path.stem[5:]) for path in (tmp_path / SINE).glob('model*.npz'))
     assert f'{newest} of 200000 iterations done' in output
-    if newest < 3000:                                    # on a very fast machine the interrupt comes later
+    if newest < 3000:  # on a very fast machine the interrupt comes later
         damaged = tmp_path / SINE / f'model{newest + 1}.npz'
         damaged.write_bytes((tmp_path / SINE / f'model{newest}.npz').read_bytes()[:-2000])
         output = run(*flags)
@@ -102,14 +103,26 @@ def test_original_checkpoint_and_images(tmp_path):
     case = Case('miniimagenet_5way_1shot')
     names = json.loads(str(case['tf_names']))
     prefix = str(tmp_path / 'model59000')
-    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=[names[key] for key in case.weights],
-                      shape_and_slices=[''] * len(names), tensors=list(case.weights.values()))
-    flags = ['--datasource=miniimagenet', f'--data_dir={data}', '--num_filters=8', f'--logdir={logdir}',
-             f'--init_from={prefix}', '--num_test_tasks=4', '--test_num_updates=2']
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=[names[key] for key in case.weights],
+        shape_and_slices=[''] * len(names),
+        tensors=list(case.weights.values()),
+    )
+    flags = [
+        '--datasource=miniimagenet',
+        f'--data_dir={data}',
+        '--num_filters=8',
+        f'--logdir={logdir}',
+        f'--init_from={prefix}',
+        '--num_test_tasks=4',
+        '--test_num_updates=2',
+    ]
     output = run(*flags, '--train=False', '--test_set')
     assert 'accuracy over 4 tasks' in output and 'query, after 2 steps' in output
-    run(*flags, '--metatrain_iterations=2', '--meta_batch_size=2', '--num_updates=1', '--train_query=2',
-        '--meta_lr=0')                                     # trains in place: the weights stay
+    run(
+        *flags, '--metatrain_iterations=2', '--meta_batch_size=2', '--num_updates=1', '--train_query=2', '--meta_lr=0'
+    )  # trains in place: the weights stay
     with np.load(next(logdir.glob('*numstep1*/model2.npz'))) as saved:
         for name, value in case.weights.items():
             np.testing.assert_array_equal(saved[f'weights/{name}'], value)
@@ -117,21 +130,24 @@ def test_original_checkpoint_and_images(tmp_path):
     assert 'does not fit this network: conv1' in run(*flags, '--train=False', '--num_filters=9', code=2)
 
 
-@pytest.mark.parametrize('flags, words', [
-    (['--datasource=mnist'], ['--datasource=mnist', 'omniglot']),
-    (['--no_such_flag=1'], ['no_such_flag']),
-    (['--train', 'False'], ["'False' is not a flag", '--flag=value']),
-    (['--update_batch_size=ten'], ['update_batch_size', 'ten']),
-    (['--meta_batch_size=0'], ['--meta_batch_size=0', '1 or more']),
-    (['--baseline=oracle', '--datasource=omniglot'], ['oracle', 'sinusoid']),
-    (['--max_pool', '--conv=False', '--datasource=omniglot'], ['--max_pool']),
-    (['--test_iter=100'], ['--train=False']),
-    (['--metatrain_iterations=0'], ['nothing to train']),
-    (['--seed=-1'], ['--seed=-1', '0 or more']),
-    (['--train=False', '--logdir=/nowhere/at/all'], ['no checkpoint in /nowhere/at/all', 'train first']),
-    (['--datasource=omniglot', '--data_dir=/nowhere/at/all'], ['no images in /nowhere/at/all', 'data/README.md']),
-    (['--init_from=/nowhere/model1', '--train=False'], ['/nowhere/model1', 'check the path']),
-])
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--datasource=mnist'], ['--datasource=mnist', 'omniglot']),
+        (['--no_such_flag=1'], ['no_such_flag']),
+        (['--train', 'False'], ["'False' is not a flag", '--flag=value']),
+        (['--update_batch_size=ten'], ['update_batch_size', 'ten']),
+        (['--meta_batch_size=0'], ['--meta_batch_size=0', '1 or more']),
+        (['--baseline=oracle', '--datasource=omniglot'], ['oracle', 'sinusoid']),
+        (['--max_pool', '--conv=False', '--datasource=omniglot'], ['--max_pool']),
+        (['--test_iter=100'], ['--train=False']),
+        (['--metatrain_iterations=0'], ['nothing to train']),
+        (['--seed=-1'], ['--seed=-1', '0 or more']),
+        (['--train=False', '--logdir=/nowhere/at/all'], ['no checkpoint in /nowhere/at/all', 'train first']),
+        (['--datasource=omniglot', '--data_dir=/nowhere/at/all'], ['no images in /nowhere/at/all', 'data/README.md']),
+        (['--init_from=/nowhere/model1', '--train=False'], ['/nowhere/model1', 'check the path']),
+    ],
+)
 def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
     error = run(*flags, code=2)
     assert len(error.splitlines()) == 1, error

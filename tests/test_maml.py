@@ -1,4 +1,5 @@
 """MAML's own parts, where the original's numbers do not reach: initial weights, learned step sizes, plain forms."""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,8 +10,17 @@ from utils import Adam
 
 SINUSOID = Network()
 OMNIGLOT = Network(dim_output=5, dim_input=784, conv=True, img_size=28, channels=1, norm='batch_norm')
-MINIIMAGENET = Network(dim_output=5, dim_input=84 * 84 * 3, conv=True, img_size=84, channels=3, num_filters=32,
-                       max_pool=True, flatten=True, norm='batch_norm')
+MINIIMAGENET = Network(
+    dim_output=5,
+    dim_input=84 * 84 * 3,
+    conv=True,
+    img_size=84,
+    channels=3,
+    num_filters=32,
+    max_pool=True,
+    flatten=True,
+    norm='batch_norm',
+)
 
 
 def tasks(num_tasks=3, k=10, seed=0):
@@ -28,9 +38,12 @@ def numpy_weights(model):
 def test_initial_weights():
     """Distributions of the original's initialisers (maml.py:168-208)."""
     fc, omniglot, mini = (numpy_weights(MAML(network)) for network in (SINUSOID, OMNIGLOT, MINIIMAGENET))
-    assert abs(fc['w2']).max() < 0.02 and abs(fc['w2'].std() - 0.0088) < 0.0005      # truncated at two deviations
-    for weights, name, limit in ((omniglot, 'conv2', np.sqrt(6 / (9 * 128))), (mini, 'conv1', np.sqrt(6 / (9 * 35))),
-                                 (mini, 'w5', np.sqrt(6 / 805))):
+    assert abs(fc['w2']).max() < 0.02 and abs(fc['w2'].std() - 0.0088) < 0.0005  # truncated at two deviations
+    for weights, name, limit in (
+        (omniglot, 'conv2', np.sqrt(6 / (9 * 128))),
+        (mini, 'conv1', np.sqrt(6 / (9 * 35))),
+        (mini, 'w5', np.sqrt(6 / 805)),
+    ):
         assert 0.95 * limit < abs(weights[name]).max() <= limit
         np.testing.assert_allclose(weights[name].std(), limit / np.sqrt(3), rtol=0.06)
     assert mini['w5'].shape == (800, 5) and omniglot['w5'].shape == (64, 5)
@@ -49,12 +62,13 @@ def test_meta_gradient_is_that_of_the_papers_formula(stop_grad):
     """Against central differences in float64: of L_b(theta - alpha grad L_a(theta)), and for first-order MAML of
     L_b(theta - constant)."""
     model = MAML(SINUSOID, num_updates=1, dtype=tf.float64, stop_grad=stop_grad)
-    for name, weight in model.weights.items():            # away from the small start, where there is no curvature
+    for name, weight in model.weights.items():  # away from the small start, where there is no curvature
         weight.assign(tf.random.stateless_normal(weight.shape, [7, len(name)], stddev=0.4, dtype=tf.float64))
     batch = [tf.constant(part, tf.float64) for part in tasks()]
     gradients, _ = tf.function(model.meta_gradient)(batch)
-    direction = {name: tf.random.stateless_normal(w.shape, [8, len(name)], dtype=tf.float64)
-                 for name, w in model.weights.items()}
+    direction = {
+        name: tf.random.stateless_normal(w.shape, [8, len(name)], dtype=tf.float64) for name, w in model.weights.items()
+    }
     theta = {name: tf.convert_to_tensor(weight) for name, weight in model.weights.items()}
 
     @tf.function
@@ -97,7 +111,7 @@ def test_learned_step_sizes():
 
     learned.train_step(batch)
     assert abs(learned.weights['update_lr/w2'].numpy() - 0.01).min() > 1e-4
-    assert learned.evaluate(batch, 4).shape == (3, 6)     # more steps than were trained
+    assert learned.evaluate(batch, 4).shape == (3, 6)  # more steps than were trained
 
 
 def test_a_block_is_its_steps():
@@ -118,8 +132,8 @@ def test_adam_is_tf1s():
     for t in range(1, 6):
         gradient = np.array([0.5, -1e-7, 2.0]) * t
         adam.apply(weights, {'w': tf.constant(gradient, tf.float32)})
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
-        w = w - 0.1 * np.sqrt(1 - 0.999 ** t) / (1 - 0.9 ** t) * m / (np.sqrt(v) + 1e-8)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w = w - 0.1 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
     np.testing.assert_allclose(weights['w'], w, rtol=2e-4)
 
 
@@ -153,11 +167,12 @@ def test_a_small_convolution_is_tensorflows(shape):
             with tf.GradientTape() as inner:
                 inner.watch((x, kernel))
                 y = convolution(x, kernel)
-                loss = tf.reduce_sum(weight * y ** 3)
+                loss = tf.reduce_sum(weight * y**3)
             gradients = inner.gradient(loss, (x, kernel))
-            norm = tf.add_n([tf.reduce_sum(g ** 2) for g in gradients])
+            norm = tf.add_n([tf.reduce_sum(g**2) for g in gradients])
         return y, *gradients, *outer.gradient(norm, (x, kernel))
 
-    for ours, theirs in zip(derivatives(lambda *a: utils.conv2d(*a, 2)),
-                            derivatives(lambda *a: tf.nn.conv2d(*a, 2, 'SAME'))):
+    for ours, theirs in zip(
+        derivatives(lambda *a: utils.conv2d(*a, 2)), derivatives(lambda *a: tf.nn.conv2d(*a, 2, 'SAME'))
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())

@@ -1,4 +1,5 @@
 """The download of Omniglot, against a web server on 127.0.0.1."""
+
 import hashlib
 import http.server
 import threading
@@ -9,13 +10,13 @@ from prepare_data import OMNIGLOT, assert_refused, assert_resized, load_omniglot
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        data, wanted = self.server.files[self.path], self.headers.get("Range")
+        data, wanted = self.server.files[self.path], self.headers.get('Range')
         self.server.requests.append((self.path, wanted))
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
+        start = int(wanted.removeprefix('bytes=').removesuffix('-')) if wanted and self.server.ranges else 0
         if start >= len(data):
             return self.send_error(416)
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(data) - start))
+        self.send_header('Content-Length', str(len(data) - start))
         self.end_headers()
         end, self.server.break_at = self.server.break_at, None
         self.wfile.write(data[start:end])
@@ -27,19 +28,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site(tmp_path, monkeypatch):
     """(server, script as a module): two small archives on a server, and their MD5s in the script's table."""
-    pixels = omniglot(tmp_path / "published")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    pixels = omniglot(tmp_path / 'published')
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     server.pixels, server.files, server.requests, server.ranges, server.break_at = pixels, {}, [], True, None
     script, md5s = load_omniglot(monkeypatch), {}
-    for subset in ("images_background", "images_evaluation"):
+    for subset in ('images_background', 'images_evaluation'):
         (tmp_path / subset).mkdir()
-        (tmp_path / "published" / subset).rename(tmp_path / subset / subset)
-        data = pack("zip", tmp_path / subset, tmp_path / f"{subset}.zip").read_bytes()
-        server.files[f"/python/{subset}.zip"] = data
-        md5s[f"{subset}.zip"] = hashlib.md5(data).hexdigest()
-    monkeypatch.setattr(script, "ARCHIVES", md5s)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server.arguments = ["--download", f"--url=http://127.0.0.1:{server.server_port}/python"]
+        (tmp_path / 'published' / subset).rename(tmp_path / subset / subset)
+        data = pack('zip', tmp_path / subset, tmp_path / f'{subset}.zip').read_bytes()
+        server.files[f'/python/{subset}.zip'] = data
+        md5s[f'{subset}.zip'] = hashlib.md5(data).hexdigest()
+    monkeypatch.setattr(script, 'ARCHIVES', md5s)
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    server.arguments = ['--download', f'--url=http://127.0.0.1:{server.server_port}/python']
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield server, script
     server.shutdown()
@@ -58,52 +59,52 @@ def assert_stops(script, arguments, capsys, *words):
 
 def test_download(site, tmp_path):
     server, script = site
-    arguments = [*server.arguments, f"--dest={tmp_path / 'dest'}"]
+    arguments = [*server.arguments, f'--dest={tmp_path / "dest"}']
     script.main(arguments)
-    assert_resized(tmp_path / "dest", server.pixels)
+    assert_resized(tmp_path / 'dest', server.pixels)
     assert server.requests == [(name, None) for name in server.files]
     script.main(arguments)
     assert len(server.requests) == 2  # nothing is fetched again
 
 
-@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize('ranges', [True, False])
 def test_download_goes_on_after_a_break(site, tmp_path, capsys, ranges):
     server, script = site
     server.ranges, server.break_at = ranges, 100
-    arguments = [*server.arguments, f"--dest={tmp_path / 'dest'}"]
-    assert_stops(script, arguments, capsys, "images_background.zip", "broke off after 100 of", "run again")
-    assert [path.name for path in (tmp_path / "dest").iterdir()] == ["images_background.zip.part"]
+    arguments = [*server.arguments, f'--dest={tmp_path / "dest"}']
+    assert_stops(script, arguments, capsys, 'images_background.zip', 'broke off after 100 of', 'run again')
+    assert [path.name for path in (tmp_path / 'dest').iterdir()] == ['images_background.zip.part']
     script.main(arguments)
-    assert server.requests[1] == ("/python/images_background.zip", "bytes=100-")
-    assert_resized(tmp_path / "dest", server.pixels)
-    assert not list((tmp_path / "dest").glob("*.part"))
+    assert server.requests[1] == ('/python/images_background.zip', 'bytes=100-')
+    assert_resized(tmp_path / 'dest', server.pixels)
+    assert not list((tmp_path / 'dest').glob('*.part'))
 
 
-@pytest.mark.parametrize(("left", "ranges"), [("whole", [None]), ("too long", ["bytes=99999-", None, None])])
+@pytest.mark.parametrize(('left', 'ranges'), [('whole', [None]), ('too long', ['bytes=99999-', None, None])])
 def test_download_with_a_partial_file_that_is_not_partial(site, tmp_path, left, ranges):
     server, script = site
-    data = server.files["/python/images_background.zip"] if left == "whole" else b"x" * 99999
-    (tmp_path / "dest").mkdir()
-    (tmp_path / "dest" / "images_background.zip.part").write_bytes(data)
-    script.main([*server.arguments, f"--dest={tmp_path / 'dest'}"])
-    assert_resized(tmp_path / "dest", server.pixels)
+    data = server.files['/python/images_background.zip'] if left == 'whole' else b'x' * 99999
+    (tmp_path / 'dest').mkdir()
+    (tmp_path / 'dest' / 'images_background.zip.part').write_bytes(data)
+    script.main([*server.arguments, f'--dest={tmp_path / "dest"}'])
+    assert_resized(tmp_path / 'dest', server.pixels)
     assert [wanted for _, wanted in server.requests] == ranges
 
 
 def test_download_refuses_a_wrong_md5(site, tmp_path, capsys):
     server, script = site
-    server.files["/python/images_evaluation.zip"] += b"changed"
-    arguments = [*server.arguments, f"--dest={tmp_path / 'dest'}"]
-    expected = script.ARCHIVES["images_evaluation.zip"]
-    assert_stops(script, arguments, capsys, "images_evaluation.zip", f"not {expected}")
-    assert [path.name for path in (tmp_path / "dest").iterdir()] == ["images_background.zip"]
+    server.files['/python/images_evaluation.zip'] += b'changed'
+    arguments = [*server.arguments, f'--dest={tmp_path / "dest"}']
+    expected = script.ARCHIVES['images_evaluation.zip']
+    assert_stops(script, arguments, capsys, 'images_evaluation.zip', f'not {expected}')
+    assert [path.name for path in (tmp_path / 'dest').iterdir()] == ['images_background.zip']
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "no-such-scheme"])
+@pytest.mark.parametrize('url', ['http://127.0.0.1:1', 'no-such-scheme'])
 def test_download_without_network(tmp_path, monkeypatch, url):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    result = run(OMNIGLOT, "--download", f"--url={url}", f"--dest={tmp_path / 'dest'}")
-    assert_refused(result, f"cannot fetch {url}/images_background.zip", "--source")
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    result = run(OMNIGLOT, '--download', f'--url={url}', f'--dest={tmp_path / "dest"}')
+    assert_refused(result, f'cannot fetch {url}/images_background.zip', '--source')
 
 
 def test_published_md5s():

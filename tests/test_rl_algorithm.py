@@ -12,7 +12,7 @@ from rl.policy import GaussianPolicy, unflatten
 from rl.reinforce import Samples, adapt, for_all_tasks
 from rl.trpo import TrustRegion, finite_difference_product, initial_step_size, line_search, trpo_step
 
-POLICY = GaussianPolicy(3, 2, hidden_sizes=(8, 8), nonlinearity="tanh")
+POLICY = GaussianPolicy(3, 2, hidden_sizes=(8, 8), nonlinearity='tanh')
 ROWS = [[7, 12, 9], [10, 5, 12], [12, 11, 3]]  # of each task at each step
 
 
@@ -44,17 +44,15 @@ def plain_loss_and_kl(maml, theta, steps):
     losses, kls = [], []
 
     def log_density(x, mean, log_std):
-        return tf.reduce_sum(
-            -((x - mean) ** 2) / (2 * tf.exp(2 * log_std)) - log_std - 0.5 * np.log(2 * np.pi), 1
-        )
+        return tf.reduce_sum(-((x - mean) ** 2) / (2 * tf.exp(2 * log_std)) - log_std - 0.5 * np.log(2 * np.pi), 1)
 
     def forward(phi, observations):
         h = observations
         if policy.context_size:
-            h = tf.concat([h, tf.repeat(phi["context"][None], len(h), 0)], 1)
+            h = tf.concat([h, tf.repeat(phi['context'][None], len(h), 0)], 1)
         for i in range(2):
-            h = tf.tanh(tf.matmul(h, phi[f"W{i}"]) + phi[f"b{i}"])
-        return tf.matmul(h, phi["W2"]) + phi["b2"], tf.maximum(phi["std_param"], np.log(1e-6))
+            h = tf.tanh(tf.matmul(h, phi[f'W{i}']) + phi[f'b{i}'])
+        return tf.matmul(h, phi['W2']) + phi['b2'], tf.maximum(phi['std_param'], np.log(1e-6))
 
     for i in range(len(ROWS[0])):
         phi = unflatten(theta, maml.shapes)
@@ -77,21 +75,21 @@ def plain_loss_and_kl(maml, theta, steps):
             gradients = {k: g for k, g in tape.gradient(inner, phi).items() if k in names}
             for k, name in enumerate(policy.adapted):
                 g = tf.stop_gradient(gradients[name]) if s.stop_grad else gradients[name]
-                phi[name] = phi[name] - (phi["alpha"][j, k] if s.learn_update_lr else s.update_lr) * g
+                phi[name] = phi[name] - (phi['alpha'][j, k] if s.learn_update_lr else s.update_lr) * g
     return tf.reduce_mean(losses), tf.reduce_mean(kls)
 
 
 @pytest.mark.parametrize(
-    "settings",
+    'settings',
     [
-        {"num_updates": 1},
-        {"num_updates": 2},
-        {"num_updates": 2, "stop_grad": True},
-        {"num_updates": 2, "kl_constrain_step": 0, "policy": dataclasses.replace(POLICY, context_size=4)},
-        {"num_updates": 2, "kl_constrain_step": 1, "learn_update_lr": True},
-        {"num_updates": 0},
+        {'num_updates': 1},
+        {'num_updates': 2},
+        {'num_updates': 2, 'stop_grad': True},
+        {'num_updates': 2, 'kl_constrain_step': 0, 'policy': dataclasses.replace(POLICY, context_size=4)},
+        {'num_updates': 2, 'kl_constrain_step': 1, 'learn_update_lr': True},
+        {'num_updates': 0},
     ],
-    ids=["one", "two", "first_order", "context", "learned_alpha", "none"],
+    ids=['one', 'two', 'first_order', 'context', 'learned_alpha', 'none'],
 )
 def test_objective_is_the_plain_one(settings):
     maml, theta, steps = meta_problem(**settings)
@@ -114,22 +112,20 @@ def test_stop_grad_changes_the_gradient_alone():
     assert relative_error(first_order.loss_gradient(theta, steps), full.loss_gradient(theta, steps)) > 0.01
 
 
-@pytest.mark.parametrize("kl_constrain_step", [-1, 0, 1, 2])
+@pytest.mark.parametrize('kl_constrain_step', [-1, 0, 1, 2])
 def test_kl_is_zero_at_the_policies_that_sampled(kl_constrain_step):
     maml, theta, steps = meta_problem(moved=0.0, num_updates=2, kl_constrain_step=kl_constrain_step)
     loss, mean_kl = maml.loss_and_kl(theta, steps)
     assert abs(mean_kl) < 1e-6
     post = steps[-1]
-    mean_advantage = np.sum(post.advantages, axis=1) / np.sum(
-        post.valid, axis=1
-    )  # all likelihood ratios are 1
+    mean_advantage = np.sum(post.advantages, axis=1) / np.sum(post.valid, axis=1)  # all likelihood ratios are 1
     assert loss == pytest.approx(-mean_advantage.mean(), abs=1e-6)
     assert maml.loss_and_kl(theta + 0.1, steps)[1] > 1e-3
 
 
 def test_kl_constrain_step_out_of_range():
     for step in (-2, 2):
-        with pytest.raises(ValueError, match="kl_constrain_step"):
+        with pytest.raises(ValueError, match='kl_constrain_step'):
             MamlTrpo(POLICY, MetaSettings(num_updates=1, kl_constrain_step=step))
 
 
@@ -139,9 +135,7 @@ def test_padded_rows_do_not_matter():
 
     def garbage(x):
         x = np.concatenate([x, np.zeros((3, 4, *x.shape[2:]), np.float32)], axis=1)  # four rows more
-        return np.where(
-            padding.reshape(padding.shape + (1,) * (x.ndim - 2)), 1e3 * rng.standard_normal(x.shape), x
-        )
+        return np.where(padding.reshape(padding.shape + (1,) * (x.ndim - 2)), 1e3 * rng.standard_normal(x.shape), x)
 
     dirty = []
     for samples, rows in zip(steps, ROWS):
@@ -186,9 +180,7 @@ def test_outer_step_keeps_its_promises():
     maml, theta, steps = meta_problem(moved=0.0, num_updates=1, learn_update_lr=True)
     step = maml.step(theta, steps[:2])
     assert step.accepted and step.loss_after < step.loss_before and step.kl_after < 0.01
-    assert (step.loss_after, step.kl_after) == pytest.approx(
-        maml.loss_and_kl(step.theta, steps[:2]), abs=1e-7
-    )
+    assert (step.loss_after, step.kl_after) == pytest.approx(maml.loss_and_kl(step.theta, steps[:2]), abs=1e-7)
     assert np.abs(maml.step_sizes(step.theta) - 0.3).max() > 1e-3
     assert maml.step_sizes(step.theta).shape == (1, len(POLICY.adapted))
 
@@ -197,29 +189,22 @@ def test_inner_step_changes_the_context_alone():
     policy = dataclasses.replace(POLICY, context_size=4)
     phi = for_all_tasks(policy.init(seed=0), 3)
     samples = random_samples(policy, phi, ROWS[0], np.random.default_rng(0))
-    changed = {
-        name for name, w in adapt(policy, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])
-    }
-    assert changed == {"context"}
+    changed = {name for name, w in adapt(policy, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])}
+    assert changed == {'context'}
     phi = for_all_tasks(POLICY.init(seed=0), 3)
     samples = random_samples(POLICY, phi, ROWS[0], np.random.default_rng(0))
-    changed = {
-        name for name, w in adapt(POLICY, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])
-    }
+    changed = {name for name, w in adapt(POLICY, phi, samples, 0.5).items() if not np.array_equal(w, phi[name])}
     assert changed == set(POLICY.shapes)  # the log std too
 
 
 def test_exact_hessian_is_another_algorithm():
     """The original's finite difference takes too large a step to be the Hessian; autodiff must disagree."""
-    case = load("trpo_point_tanh")
-    v, golden = case.g["hvp/v_grad"], case.g["hvp/Hv_grad"]
+    case = load('trpo_point_tanh')
+    v, golden = case.g['hvp/v_grad'], case.g['hvp/Hv_grad']
 
     def product(step):
         scaled = v * np.float32(step)
-        return (
-            finite_difference_product(lambda t: case.maml.kl_gradient(t, case.steps), case.theta, scaled)
-            / step
-        )
+        return finite_difference_product(lambda t: case.maml.kl_gradient(t, case.steps), case.theta, scaled) / step
 
     theta = tf.constant(case.theta)
     with tf.GradientTape() as outer:
@@ -254,9 +239,7 @@ def quadratic_step(loss_scale=1.0, damping=1e-5):
         d = theta - START
         return loss_scale * float(SLOPE @ d), float(d @ MATRIX @ d) / 2
 
-    return trpo_step(
-        loss_and_kl, lambda t: SLOPE, lambda t: MATRIX @ (t - START), START, TrustRegion(damping=damping)
-    )
+    return trpo_step(loss_and_kl, lambda t: SLOPE, lambda t: MATRIX @ (t - START), START, TrustRegion(damping=damping))
 
 
 def test_trpo_on_a_quadratic():
@@ -264,9 +247,7 @@ def test_trpo_on_a_quadratic():
     np.testing.assert_allclose(step.direction, np.linalg.solve(MATRIX, SLOPE), rtol=1e-4)
     assert step.trials[0][1] == pytest.approx(0.01, rel=1e-4)  # beta is made for that
     assert step.accepted and step.loss_after < step.loss_before
-    np.testing.assert_allclose(
-        step.theta, START - step.step_size * step.direction * 0.8 ** (len(step.trials) - 1)
-    )
+    np.testing.assert_allclose(step.theta, START - step.step_size * step.direction * 0.8 ** (len(step.trials) - 1))
     damped = quadratic_step(damping=1.0)
     np.testing.assert_allclose(damped.direction, np.linalg.solve(MATRIX + np.eye(3), SLOPE), rtol=1e-4)
 
@@ -279,13 +260,13 @@ def test_trpo_rejects_a_step_that_does_not_help():
 
 
 @pytest.mark.parametrize(
-    "values, trials, accepted",
+    'values, trials, accepted',
     [
         ([(-1, 0.02), (-1, 0.011), (-1, 0.009)], 3, True),
         ([(1, 0.001), (0, 0.001), (-1, 0.001)], 3, True),  # a loss that stays is no progress
         ([(-1, 0.01)], 1, False),  # the search stops at the limit, the last test wants less
-        ([(float("nan"), 0.001), (-1, float("nan")), (-1, 0.001)], 3, True),
-        ([(float("nan"), 0.001)] * 15, 15, False),
+        ([(float('nan'), 0.001), (-1, float('nan')), (-1, 0.001)], 3, True),
+        ([(float('nan'), 0.001)] * 15, 15, False),
         ([(-1, 0.02)] * 15, 15, False),
     ],
 )
@@ -300,12 +281,8 @@ def test_line_search(values, trials, accepted):
 def test_finite_difference_is_symmetric_with_a_step_of_one_over_theta():
     v = np.array([0.5, 1.0, -1.0], np.float32)
     eps = 1 / np.linalg.norm(START)
-    expected = (
-        3 * START**2 * v + eps**2 * v**3 + 2 * START * v
-    )  # of theta^3 + theta^2 + 5: even powers of eps v cancel
-    np.testing.assert_allclose(
-        finite_difference_product(lambda t: t**3 + t**2 + 5, START, v), expected, rtol=1e-4
-    )
+    expected = 3 * START**2 * v + eps**2 * v**3 + 2 * START * v  # of theta^3 + theta^2 + 5: even powers of eps v cancel
+    np.testing.assert_allclose(finite_difference_product(lambda t: t**3 + t**2 + 5, START, v), expected, rtol=1e-4)
 
 
 def test_initial_step_size_without_curvature():

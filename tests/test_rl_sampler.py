@@ -46,13 +46,13 @@ class ScriptedWorld:
         return self.state[:, 2] - 1, age >= self.lengths[task, path]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize('seed', range(20))
 def test_keeps_what_sampling_path_after_path_would_give(seed):
     """Against the plain loop: take paths as started until there are rollouts x horizon time steps."""
     rng = np.random.default_rng(seed)
     tasks, rollouts, horizon = 3, int(rng.integers(1, 6)), int(rng.integers(2, 9))
     lengths = rng.integers(1, rng.integers(2, horizon + 4), (tasks, rollouts * horizon))
-    sampler = Sampler("point", np.zeros((tasks, 2)), rollouts, horizon)
+    sampler = Sampler('point', np.zeros((tasks, 2)), rollouts, horizon)
     sampler._world = ScriptedWorld(lengths, rollouts)
     paths = sampler.collect(random_actions)
     for task in range(tasks):
@@ -70,15 +70,15 @@ def test_keeps_what_sampling_path_after_path_would_give(seed):
 
 def test_point_paths_replay_in_the_environment():
     """Every kept row is what the gymnasium environment gives for the same goal and actions, bit for bit."""
-    tasks = FAMILIES["point"].env.sample_tasks(np.random.default_rng(3), 4)
-    sampler = Sampler("point", tasks, rollouts=5, horizon=12, oracle=True)
+    tasks = FAMILIES['point'].env.sample_tasks(np.random.default_rng(3), 4)
+    sampler = Sampler('point', tasks, rollouts=5, horizon=12, oracle=True)
     paths = sampler.collect(lambda seen, noise: 10 * (seen[..., 2:] - seen[..., :2]) + 0.1 * noise)
-    env = FAMILIES["point"].env(oracle=True)
+    env = FAMILIES['point'].env(oracle=True)
     early = 0
     for task, lengths in enumerate(paths.path_lengths):
         row = 0
         for length in lengths:
-            observation, _ = env.reset(options={"task": tasks[task]})
+            observation, _ = env.reset(options={'task': tasks[task]})
             for t in range(length):
                 np.testing.assert_array_equal(paths.observations[task, row], observation.astype(np.float32))
                 observation, reward, done, _, _ = env.step(paths.actions[task, row])
@@ -92,7 +92,7 @@ def test_point_paths_replay_in_the_environment():
 
 
 def test_cheetah_gives_exactly_the_rollouts_asked_for():
-    paths = Sampler("cheetah_vel", [0.5, 1.5], rollouts=3, horizon=7).collect(random_actions)
+    paths = Sampler('cheetah_vel', [0.5, 1.5], rollouts=3, horizon=7).collect(random_actions)
     assert paths.observations.shape == (2, 21, 20) and paths.observations.dtype == np.float32
     assert paths.actions.shape == (2, 21, 6) and paths.rewards.shape == (2, 21)
     assert paths.valid.all() and [list(lengths) for lengths in paths.path_lengths] == [[7, 7, 7]] * 2
@@ -100,7 +100,7 @@ def test_cheetah_gives_exactly_the_rollouts_asked_for():
     assert 0.07 < start.std() < 0.13 and abs(paths.observations[:, 1::7, 8:17]).max() > 1
 
 
-@pytest.mark.parametrize("family, horizon", [("point", 30), ("cheetah_dir", 20), ("ant_vel", 60)])
+@pytest.mark.parametrize('family, horizon', [('point', 30), ('cheetah_dir', 20), ('ant_vel', 60)])
 def test_same_seed_same_paths_whatever_the_threads(family, horizon):
     tasks = FAMILIES[family].env.sample_tasks(np.random.default_rng(0), 3)
     one, two, three = (Sampler(family, tasks, 4, horizon, seed=7, threads=threads) for threads in (1, 2, 3))
@@ -109,23 +109,23 @@ def test_same_seed_same_paths_whatever_the_threads(family, horizon):
     second = one.collect(random_actions)
     assert not np.array_equal(first.actions[:, 0], second.actions[:, 0])
     assert same(second, two.collect(random_actions))
-    if family == "ant_vel":
+    if family == 'ant_vel':
         assert len(np.concatenate(first.path_lengths)) > 3 * 4  # some ended early
 
 
 def test_restart_resumes_at_an_iteration():
     tasks = np.array([[0.3, 0.2], [-0.1, 0.4]])
-    running = Sampler("point", tasks, 3, 10, seed=(5, 0))
+    running = Sampler('point', tasks, 3, 10, seed=(5, 0))
     running.collect(random_actions)
     running.restart(tasks[::-1], (5, 1))
-    resumed = Sampler("point", tasks[::-1], 3, 10, seed=(5, 1))
+    resumed = Sampler('point', tasks[::-1], 3, 10, seed=(5, 1))
     assert same(running.collect(random_actions), resumed.collect(random_actions))
     resumed.restart(tasks[::-1], (5, 2))
     assert not same(running.collect(random_actions), resumed.collect(random_actions))
 
 
 def test_oracle_observes_its_own_task():
-    paths = Sampler("ant_dir", [-1.0, 1.0], 2, 5, oracle=True).collect(random_actions)
+    paths = Sampler('ant_dir', [-1.0, 1.0], 2, 5, oracle=True).collect(random_actions)
     assert paths.observations.shape[2] == 126
     for task, direction in enumerate((-1, 1)):
         assert (paths.observations[task][paths.valid[task] == 1, 125] == direction).all()
@@ -133,21 +133,21 @@ def test_oracle_observes_its_own_task():
 
 def test_what_cannot_be_sampled_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo writes its warning to MUJOCO_LOG.TXT
-    sampler = Sampler("cheetah_vel", [1.0], 2, 5)
-    with pytest.raises(FloatingPointError, match="actions are not finite at time step 0"):
+    sampler = Sampler('cheetah_vel', [1.0], 2, 5)
+    with pytest.raises(FloatingPointError, match='actions are not finite at time step 0'):
         sampler.collect(lambda observations, noise: noise + np.nan)
 
     def diverge(observations, noise):
         sampler._world.state.qvel[1] = np.inf
         return noise
 
-    with pytest.raises(FloatingPointError, match="1 of 2 simulations diverged"):
+    with pytest.raises(FloatingPointError, match='1 of 2 simulations diverged'):
         sampler.collect(diverge)
 
 
 def test_a_diverged_ant_only_ends_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sampler = Sampler("ant_vel", [1.0], 2, 5)
+    sampler = Sampler('ant_vel', [1.0], 2, 5)
     calls = []
 
     def diverge_once(observations, noise):
@@ -168,7 +168,7 @@ def untrained(family, rng, inits, goals):
     xavier = [rng.uniform(-1, 1, (inits, *pair)) * np.sqrt(6 / sum(pair)) for pair in pairwise(sizes)]
     weights = [np.repeat(weight.astype(np.float32), goals, axis=0) for weight in xavier]
     # As the authors' random policies: tanh for the point, ReLU elsewhere.
-    nonlinearity = np.tanh if family == "point" else lambda x: np.maximum(x, 0)
+    nonlinearity = np.tanh if family == 'point' else lambda x: np.maximum(x, 0)
 
     def act(observations, noise):
         hidden = observations
@@ -181,13 +181,13 @@ def untrained(family, rng, inits, goals):
 
 # The range over untrained policies in which the authors' own lie: -82.7, -254.8, -35.7, -78.6 and 3.1.
 @pytest.mark.parametrize(
-    "family, inits, low, high",
+    'family, inits, low, high',
     [
-        ("point", 40, -88, -67),
-        ("cheetah_vel", 8, -264, -188),
-        ("cheetah_dir", 8, -43, -33),
-        ("ant_vel", 4, -99, -66),
-        ("ant_dir", 4, -6, 3),
+        ('point', 40, -88, -67),
+        ('cheetah_vel', 8, -264, -188),
+        ('cheetah_dir', 8, -43, -33),
+        ('ant_vel', 4, -99, -66),
+        ('ant_dir', 4, -6, 3),
     ],
 )
 def test_untrained_policies_earn_what_the_paper_reports(family, inits, low, high):
@@ -199,5 +199,5 @@ def test_untrained_policies_earn_what_the_paper_reports(family, inits, low, high
     earned = np.median(paths.average_returns().reshape(inits, -1).mean(axis=1))
     margin = (high - low) / 5
     assert low - margin < earned < high + margin
-    if family.startswith("ant"):  # gymnasium's own ant: -20 to -42 for velocities, in 75 time steps
+    if family.startswith('ant'):  # gymnasium's own ant: -20 to -42 for velocities, in 75 time steps
         assert 135 < np.concatenate(paths.path_lengths).mean() < 175

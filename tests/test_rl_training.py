@@ -19,48 +19,48 @@ from rl.sampler import Sampler
 from utils import UserError
 
 FLAGS = {
-    **dict.fromkeys(["baseline", "init_from", "kl_constrain_step", "logdir", "meta_batch_size", "meta_step_size"]),
-    **dict.fromkeys(["metatrain_iterations", "num_test_tasks", "num_updates", "save_interval", "test_num_updates"]),
-    **dict.fromkeys(["test_update_batch_size", "test_update_lr", "threads", "update_batch_size", "update_lr", "video"]),
-    **{"seed": 1, "learn_update_lr": False, "stop_grad": False, "log": True, "resume": True, "train": True},
-    "test_iter": -1,
+    **dict.fromkeys(['baseline', 'init_from', 'kl_constrain_step', 'logdir', 'meta_batch_size', 'meta_step_size']),
+    **dict.fromkeys(['metatrain_iterations', 'num_test_tasks', 'num_updates', 'save_interval', 'test_num_updates']),
+    **dict.fromkeys(['test_update_batch_size', 'test_update_lr', 'threads', 'update_batch_size', 'update_lr', 'video']),
+    **{'seed': 1, 'learn_update_lr': False, 'stop_grad': False, 'log': True, 'resume': True, 'train': True},
+    'test_iter': -1,
 }
 TINY = dict(meta_batch_size=2, update_batch_size=2, num_test_tasks=3, test_update_batch_size=2)
-COMMAND = [f"--{name}={value}" for name, value in TINY.items()]
-POINT = [*COMMAND, "--datasource=point", "--metatrain_iterations=12", "--save_interval=3"]
-NAME = "maml1_fbs2_mbs2_flr0.5_mlr0.01"
+COMMAND = [f'--{name}={value}' for name, value in TINY.items()]
+POINT = [*COMMAND, '--datasource=point', '--metatrain_iterations=12', '--save_interval=3']
+NAME = 'maml1_fbs2_mbs2_flr0.5_mlr0.01'
 
 
-def settings(datasource="point", **given):
+def settings(datasource='point', **given):
     """The configuration that main.py makes of these flags."""
-    return types.SimpleNamespace(**experiments.resolve(FLAGS | {"datasource": datasource} | given)[0])
+    return types.SimpleNamespace(**experiments.resolve(FLAGS | {'datasource': datasource} | given)[0])
 
 
 def run_here(tmp_path, **given):
     """What main.py does with these flags, in this process; returns the configuration and the run's folder."""
-    config = settings(**TINY | {"logdir": str(tmp_path), "metatrain_iterations": 2, "save_interval": 1} | given)
+    config = settings(**TINY | {'logdir': str(tmp_path), 'metatrain_iterations': 2, 'save_interval': 1} | given)
     training.run(config, {}, runtime.available_cores())
     return config, tmp_path / experiments.run_name(config)
 
 
 def saved_weights(path):
     with np.load(path) as saved:
-        return {k.removeprefix("weights/"): saved[k] for k in saved.files if k.startswith("weights/")}
+        return {k.removeprefix('weights/'): saved[k] for k in saved.files if k.startswith('weights/')}
 
 
 def progress(folder):
-    with (folder / "progress.csv").open() as file:
+    with (folder / 'progress.csv').open() as file:
         return list(csv.DictReader(file))
 
 
 def result(folder):
-    return json.loads(next(folder.glob("test_*.json")).read_text())
+    return json.loads(next(folder.glob('test_*.json')).read_text())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """The folder of a short run of 2D navigation without a break, with the settings of POINT."""
-    return run_here(tmp_path_factory.mktemp("trained"), metatrain_iterations=12, save_interval=3)[1]
+    return run_here(tmp_path_factory.mktemp('trained'), metatrain_iterations=12, save_interval=3)[1]
 
 
 # ---- The real program -------------------------------------------------------------------------------------------
@@ -68,82 +68,82 @@ def trained(tmp_path_factory):
 
 def test_training_and_its_test(trained):
     folder = trained
-    assert len(list(folder.glob("model*.npz"))) == 4 and (folder / "config.json").exists()
+    assert len(list(folder.glob('model*.npz'))) == 4 and (folder / 'config.json').exists()
     rows = progress(folder)
-    assert [int(row["iteration"]) for row in rows] == list(range(12)) and list(rows[0]) == list(training.METRICS)
+    assert [int(row['iteration']) for row in rows] == list(range(12)) and list(rows[0]) == list(training.METRICS)
     for row in rows:
-        assert float(row["kl_after"]) <= 0.01 and float(row["loss_after"]) <= float(row["loss_before"])
-        assert float(row["env_steps"]) >= 2 * 2 * 2 * 100 and float(row["return_after"]) < 0
+        assert float(row['kl_after']) <= 0.01 and float(row['loss_after']) <= float(row['loss_before'])
+        assert float(row['env_steps']) >= 2 * 2 * 2 * 100 and float(row['return_after']) < 0
     tags = set()
-    for path in folder.glob("events*"):
+    for path in folder.glob('events*'):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             tags.update(value.tag for value in event.summary.value)
     assert tags == set(training.METRICS[1:])
 
     test = result(folder)
-    assert test["columns"] == ["before any step", "after 1 step"] + [f"after {n} steps" for n in (2, 3, 4)]
-    assert test["step_sizes"] == [0.5, 0.25, 0.25, 0.25] and np.shape(test["per_task"]) == (5, 3)
-    np.testing.assert_allclose(test["mean"], np.mean(test["per_task"], axis=1))
-    np.testing.assert_allclose(test["ci95"], 1.96 * np.std(test["per_task"], axis=1, ddof=1) / np.sqrt(3))
-    assert test["settings"]["test_seed"] == 1 and test["checkpoint"].endswith("best.npz")
-    with next(folder.glob("test_*.csv")).open() as file:
+    assert test['columns'] == ['before any step', 'after 1 step'] + [f'after {n} steps' for n in (2, 3, 4)]
+    assert test['step_sizes'] == [0.5, 0.25, 0.25, 0.25] and np.shape(test['per_task']) == (5, 3)
+    np.testing.assert_allclose(test['mean'], np.mean(test['per_task'], axis=1))
+    np.testing.assert_allclose(test['ci95'], 1.96 * np.std(test['per_task'], axis=1, ddof=1) / np.sqrt(3))
+    assert test['settings']['test_seed'] == 1 and test['checkpoint'].endswith('best.npz')
+    with next(folder.glob('test_*.csv')).open() as file:
         table = list(csv.reader(file))
-    assert table[0] == ["", *[f"return {column}" for column in test["columns"]]]
-    np.testing.assert_allclose(np.float64(table[1][1:]), test["mean"])
+    assert table[0] == ['', *[f'return {column}' for column in test['columns']]]
+    np.testing.assert_allclose(np.float64(table[1][1:]), test['mean'])
 
 
 def test_a_run_that_is_killed_and_resumed_ends_the_same(trained, tmp_path):
     """kill -9 in the middle, then the same command again: weights, best policy and progress are the same."""
-    process = start(*POINT, f"--logdir={tmp_path}")
-    wait_for(tmp_path / NAME / "model3.npz", process)
+    process = start(*POINT, f'--logdir={tmp_path}')
+    wait_for(tmp_path / NAME / 'model3.npz', process)
     process.kill()
     process.wait()
-    assert not (tmp_path / NAME / "model12.npz").exists()
-    output = run(*POINT, f"--logdir={tmp_path}")
-    assert "Restoring model weights" in output and "Iteration 11: average return" in output
-    assert "update_lr=0.5   (maml_rl: maml_trpo_point.py" in output
-    for name in ("model12.npz", "best.npz"):
+    assert not (tmp_path / NAME / 'model12.npz').exists()
+    output = run(*POINT, f'--logdir={tmp_path}')
+    assert 'Restoring model weights' in output and 'Iteration 11: average return' in output
+    assert 'update_lr=0.5   (maml_rl: maml_trpo_point.py' in output
+    for name in ('model12.npz', 'best.npz'):
         assert_same_state(tmp_path / NAME / name, trained / name)
-    timed = {"env_steps_per_second", "seconds"}
+    timed = {'env_steps_per_second', 'seconds'}
     for one, other in zip(progress(tmp_path / NAME), progress(trained), strict=True):
         assert all(one[name] == other[name] for name in set(one) - timed)
-    assert result(tmp_path / NAME)["per_task"] == result(trained)["per_task"]
+    assert result(tmp_path / NAME)['per_task'] == result(trained)['per_task']
 
 
 def test_cheetah_is_interrupted_and_then_tested(tmp_path):
     """Ctrl-C saves and says how to go on; what there is can be tested."""
-    flags = [*COMMAND, "--datasource=cheetah_vel", f"--logdir={tmp_path}"]
-    folder = tmp_path / "maml1_fbs2_mbs2_flr0.1_mlr0.01"
-    process = start(*flags, "--save_interval=1")
-    wait_for(folder / "model1.npz", process)
+    flags = [*COMMAND, '--datasource=cheetah_vel', f'--logdir={tmp_path}']
+    folder = tmp_path / 'maml1_fbs2_mbs2_flr0.1_mlr0.01'
+    process = start(*flags, '--save_interval=1')
+    wait_for(folder / 'model1.npz', process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "the same command goes on from here" in output
-    newest = max(int(path.stem[5:]) for path in folder.glob("model*.npz"))
-    assert f"{newest} of 500 iterations done" in output and len(progress(folder)) == newest
-    run_here(tmp_path, datasource="cheetah_vel", train=False, test_num_updates=1, num_test_tasks=2)
-    assert np.shape(result(folder)["per_task"]) == (2, 2) and result(folder)["mean"][0] < 0
+    assert process.returncode == 130 and 'the same command goes on from here' in output
+    newest = max(int(path.stem[5:]) for path in folder.glob('model*.npz'))
+    assert f'{newest} of 500 iterations done' in output and len(progress(folder)) == newest
+    run_here(tmp_path, datasource='cheetah_vel', train=False, test_num_updates=1, num_test_tasks=2)
+    assert np.shape(result(folder)['per_task']) == (2, 2) and result(folder)['mean'][0] < 0
 
 
 @pytest.mark.parametrize(
-    "flags, words",
+    'flags, words',
     [
-        (["--norm=None"], ["--norm", "not for reinforcement learning"]),
-        (["--datasource=sinusoid", "--video=a.gif"], ["--video", "for reinforcement learning"]),
-        (["--datasource=sinusoid", "--baseline=pretrain"], ["--pretrain_iterations"]),
-        (["--baseline=Random", "--metatrain_iterations=3"], ["random", "not trained"]),
-        (["--baseline=oracle", "--test_num_updates=1"], ["oracle", "--test_num_updates"]),
-        (["--baseline=pretrain", "--update_lr=1"], ["pretrain", "--update_lr", "--test_update_lr"]),
-        (["--num_updates=0"], ["--baseline=pretrain"]),
-        (["--meta_step_size=0"], ["--meta_step_size=0"]),
-        (["--kl_constrain_step=2"], ["--kl_constrain_step=2", "--num_updates=1"]),
-        (["--metatrain_iterations=0"], ["nothing to train"]),
-        (["--video=a.gif"], ["--train=False"]),
-        (["--video=a.mp4", "--train=False"], [".gif"]),
+        (['--norm=None'], ['--norm', 'not for reinforcement learning']),
+        (['--datasource=sinusoid', '--video=a.gif'], ['--video', 'for reinforcement learning']),
+        (['--datasource=sinusoid', '--baseline=pretrain'], ['--pretrain_iterations']),
+        (['--baseline=Random', '--metatrain_iterations=3'], ['random', 'not trained']),
+        (['--baseline=oracle', '--test_num_updates=1'], ['oracle', '--test_num_updates']),
+        (['--baseline=pretrain', '--update_lr=1'], ['pretrain', '--update_lr', '--test_update_lr']),
+        (['--num_updates=0'], ['--baseline=pretrain']),
+        (['--meta_step_size=0'], ['--meta_step_size=0']),
+        (['--kl_constrain_step=2'], ['--kl_constrain_step=2', '--num_updates=1']),
+        (['--metatrain_iterations=0'], ['nothing to train']),
+        (['--video=a.gif'], ['--train=False']),
+        (['--video=a.mp4', '--train=False'], ['.gif']),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
-    error = run("--datasource=point", *flags, code=2)
+    error = run('--datasource=point', *flags, code=2)
     assert len(error.splitlines()) == 1, error
     for word in words:
         assert word in error
@@ -153,13 +153,13 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
 
 
 @pytest.mark.parametrize(
-    "datasource, training_set, test_set",
+    'datasource, training_set, test_set',
     [  # alpha, rollouts, tasks, iterations, KL; steps, rollouts, seed; first step: MAML, pretrained, random
-        ("point", (0.5, 20, 20, 100, 0.01), (4, 40, 1, [0.5, 0.5, 0.5])),
-        ("cheetah_vel", (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.02, 0.1])),
-        ("cheetah_dir", (0.1, 20, 40, 500, 0.02), (3, 20, 1, [0.1, 0.2, 0.5])),
-        ("ant_vel", (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.2, 1.0])),
-        ("ant_dir", (0.1, 40, 40, 500, 0.01), (3, 40, 2, [0.1, 0.2, 1.0])),
+        ('point', (0.5, 20, 20, 100, 0.01), (4, 40, 1, [0.5, 0.5, 0.5])),
+        ('cheetah_vel', (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.02, 0.1])),
+        ('cheetah_dir', (0.1, 20, 40, 500, 0.02), (3, 20, 1, [0.1, 0.2, 0.5])),
+        ('ant_vel', (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.2, 1.0])),
+        ('ant_dir', (0.1, 40, 40, 500, 0.01), (3, 40, 2, [0.1, 0.2, 1.0])),
     ],
 )
 def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
@@ -171,7 +171,7 @@ def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
         config.metatrain_iterations,
         config.meta_step_size,
     )
-    step_sizes = [settings(datasource, baseline=b).test_update_lr for b in (None, "pretrain", "random")]
+    step_sizes = [settings(datasource, baseline=b).test_update_lr for b in (None, 'pretrain', 'random')]
     assert test_set == (config.test_num_updates, config.test_update_batch_size, config.test_seed, step_sizes)
     assert config.num_test_tasks == 40 and config.num_updates == 1
 
@@ -181,25 +181,25 @@ def test_each_family_is_a_data_source():
 
 
 def test_baselines_in_the_table():
-    assert settings(baseline="random").nonlinearity == "tanh"  # the authors' random point policy
-    assert settings("ant_vel", baseline="random").nonlinearity == "relu"
-    assert settings(baseline="oracle").test_num_updates == 0
-    assert settings(baseline="pretrain").num_updates == settings(baseline="random").metatrain_iterations == 0
-    assert settings(baseline="context").num_updates == 1
+    assert settings(baseline='random').nonlinearity == 'tanh'  # the authors' random point policy
+    assert settings('ant_vel', baseline='random').nonlinearity == 'relu'
+    assert settings(baseline='oracle').test_num_updates == 0
+    assert settings(baseline='pretrain').num_updates == settings(baseline='random').metatrain_iterations == 0
+    assert settings(baseline='context').num_updates == 1
     assert settings(update_lr=0.3).test_update_lr == 0.3
 
 
 def test_runs_that_differ_do_not_share_a_folder():
-    given = [{}, {"stop_grad": True}, {"learn_update_lr": True}, {"num_updates": 2}, {"meta_step_size": 0.02}]
-    given += [{"kl_constrain_step": 0}]
-    given += [{"baseline": b} for b in ("pretrain", "oracle", "random", "context")]
+    given = [{}, {'stop_grad': True}, {'learn_update_lr': True}, {'num_updates': 2}, {'meta_step_size': 0.02}]
+    given += [{'kl_constrain_step': 0}]
+    given += [{'baseline': b} for b in ('pretrain', 'oracle', 'random', 'context')]
     assert len({experiments.run_name(settings(**g)) for g in given}) == len(given)
 
 
 def test_the_flags_reach_the_outer_step():
-    given = {"num_updates": 2, "kl_constrain_step": 1, "stop_grad": True, "meta_step_size": 0.5}
+    given = {'num_updates': 2, 'kl_constrain_step': 1, 'stop_grad': True, 'meta_step_size': 0.5}
     reached = training.Model(settings(**given)).maml.settings
-    assert reached.trust_region.max_kl == given.pop("meta_step_size")
+    assert reached.trust_region.max_kl == given.pop('meta_step_size')
     assert given == {name: getattr(reached, name) for name in given}
 
 
@@ -209,8 +209,8 @@ def test_step_sizes_of_a_test():
     alphas = evaluation.step_sizes(settings(test_update_lr=0.4), learned)
     assert alphas == [0.4, 0.2, 0.2, 0.2]
     assert evaluation.step_sizes(settings(test_update_lr=0.4, num_updates=2), learned) == [0.4, 0.4, 0.2, 0.2]
-    assert evaluation.step_sizes(settings(baseline="oracle"), learned) == []
-    assert evaluation.step_sizes(settings("ant_vel", baseline="random"), learned[:0]) == [1.0, 0.5, 0.5]
+    assert evaluation.step_sizes(settings(baseline='oracle'), learned) == []
+    assert evaluation.step_sizes(settings('ant_vel', baseline='random'), learned[:0]) == [1.0, 0.5, 0.5]
     alphas = evaluation.step_sizes(settings(learn_update_lr=True, num_updates=2), learned)
     np.testing.assert_array_equal(alphas, [[1, 2], [3, 4], [1.5, 2], [1.5, 2]])
 
@@ -220,9 +220,7 @@ def test_test_tasks_are_the_originals():
     np.testing.assert_array_equal(evaluation.test_tasks(settings()), np.random.uniform(-0.5, 0.5, (40, 2)))
     np.random.seed(2)
     goals = np.random.uniform(0, 3, 40)
-    np.testing.assert_array_equal(
-        evaluation.test_tasks(settings("ant_dir")), np.where(goals < 1.5, -1.0, 1.0)
-    )
+    np.testing.assert_array_equal(evaluation.test_tasks(settings('ant_dir')), np.where(goals < 1.5, -1.0, 1.0))
 
 
 # ---- Baselines and variants, in this process --------------------------------------------------------------------
@@ -230,126 +228,120 @@ def test_test_tasks_are_the_originals():
 
 def test_the_best_iterate_is_kept_and_tested(trained):
     """best.npz is the theta that earned the highest return of progress.csv, not the one after its outer step."""
-    earned = [float(row["return_after"]) for row in progress(trained)]
+    earned = [float(row['return_after']) for row in progress(trained)]
     best = int(np.argmax(earned))
-    with np.load(trained / "best.npz") as saved:
-        assert saved["iteration"] == best and saved["average_return"] == earned[best]
+    with np.load(trained / 'best.npz') as saved:
+        assert saved['iteration'] == best and saved['average_return'] == earned[best]
     config = settings(**TINY)
     model = training.Model(config)
-    sampler = Sampler("point", training.train_tasks(config, best), 2, seed=(1, best))
-    weights = saved_weights(trained / "best.npz")
+    sampler = Sampler('point', training.train_tasks(config, best), 2, seed=(1, best))
+    weights = saved_weights(trained / 'best.npz')
     paths, _ = evaluation.adapt_and_measure(model.policy, weights, sampler, [0.5])
     assert paths[1].average_returns().mean() == earned[best]
 
-    assert training.load_for_test(config, model, trained).endswith("best.npz")
-    np.testing.assert_array_equal(model.weights["W0"], weights["W0"])
+    assert training.load_for_test(config, model, trained).endswith('best.npz')
+    np.testing.assert_array_equal(model.weights['W0'], weights['W0'])
     config.train, config.test_iter = False, 9
-    assert training.load_for_test(config, model, trained).endswith("model9.npz")
-    np.testing.assert_array_equal(model.weights["W0"], saved_weights(trained / "model9.npz")["W0"])
+    assert training.load_for_test(config, model, trained).endswith('model9.npz')
+    np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'model9.npz')['W0'])
 
 
 def test_a_best_policy_of_another_run_is_not_kept(tmp_path):
-    (tmp_path / "best.npz").write_bytes(b"")
-    assert training.best_return(tmp_path, iteration=0) == -np.inf and not (tmp_path / "best.npz").exists()
+    (tmp_path / 'best.npz').write_bytes(b'')
+    assert training.best_return(tmp_path, iteration=0) == -np.inf and not (tmp_path / 'best.npz').exists()
 
 
 def test_oracle_sees_the_goal_and_takes_no_step(tmp_path):
-    _, folder = run_here(tmp_path, baseline="oracle")
-    assert saved_weights(folder / "model2.npz")["W0"].shape == (4, 100)
-    assert result(folder)["columns"] == ["before any step"] and result(folder)["step_sizes"] == []
+    _, folder = run_here(tmp_path, baseline='oracle')
+    assert saved_weights(folder / 'model2.npz')['W0'].shape == (4, 100)
+    assert result(folder)['columns'] == ['before any step'] and result(folder)['step_sizes'] == []
     for row in progress(folder):  # plain TRPO: the same paths before and after
-        assert row["return_before"] == row["return_after"] and abs(float(row["kl_before"])) < 1e-6
+        assert row['return_before'] == row['return_after'] and abs(float(row['kl_before'])) < 1e-6
 
 
 def test_pretraining_takes_its_own_steps_in_the_test(tmp_path):
-    _, folder = run_here(tmp_path, baseline="pretrain", test_num_updates=2, test_update_lr=0.3)
-    assert result(folder)["step_sizes"] == [0.3, 0.15]
+    _, folder = run_here(tmp_path, baseline='pretrain', test_num_updates=2, test_update_lr=0.3)
+    assert result(folder)['step_sizes'] == [0.3, 0.15]
 
 
 def test_a_random_policy_needs_no_training(tmp_path):
-    gif = tmp_path / "point.gif"
+    gif = tmp_path / 'point.gif'
     config, folder = run_here(
-        tmp_path, baseline="random", metatrain_iterations=None, train=False, test_num_updates=1, video=str(gif)
+        tmp_path, baseline='random', metatrain_iterations=None, train=False, test_num_updates=1, video=str(gif)
     )
-    assert result(folder)["checkpoint"] == "a fresh policy, seed 1" and not list(folder.glob("*.npz"))
+    assert result(folder)['checkpoint'] == 'a fresh policy, seed 1' and not list(folder.glob('*.npz'))
     with Image.open(gif) as film:  # two pictures of 200 pixels side by side
         assert film.n_frames > 50 and film.size[0] == 400
 
 
 def test_only_the_context_is_adapted(tmp_path):
     """And its step size is learned, in the first-order variant."""
-    variant = dict(baseline="context", learn_update_lr=True, stop_grad=True, test_num_updates=2)
+    variant = dict(baseline='context', learn_update_lr=True, stop_grad=True, test_num_updates=2)
     config, folder = run_here(tmp_path, **variant)
     model = training.Model(config)
     start = {name: weight.numpy() for name, weight in model.weights.items()}
-    assert start["context"].shape == (2,) and not start["context"].any() and start["W0"].shape == (4, 100)
-    after = saved_weights(folder / "model2.npz")
-    assert after["context"].any() and not np.array_equal(after["W0"], start["W0"])  # the outer step: everything
-    sampler = Sampler("point", evaluation.test_tasks(config), 2)
+    assert start['context'].shape == (2,) and not start['context'].any() and start['W0'].shape == (4, 100)
+    after = saved_weights(folder / 'model2.npz')
+    assert after['context'].any() and not np.array_equal(after['W0'], start['W0'])  # the outer step: everything
+    sampler = Sampler('point', evaluation.test_tasks(config), 2)
     paths, phis = evaluation.adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, [0.5])
     assert [collected.average_returns().shape for collected in paths] == [(3,), (3,)]
     for name in phis[0]:
         changed = (phis[1][name] != phis[0][name]).reshape(3, -1).any(axis=1)
-        assert changed.all() if name == "context" else not changed.any()
+        assert changed.all() if name == 'context' else not changed.any()
 
-
-
-    learned = saved_weights(folder / "best.npz")["alpha"]
-    np.testing.assert_allclose(result(folder)["step_sizes"], [learned[0], learned[0] / 2])
-    assert after["alpha"].shape == (1, 1) and after["alpha"] != 0.5
-    config.train, config.init_from = False, str(folder / "model2.npz")
+    learned = saved_weights(folder / 'best.npz')['alpha']
+    np.testing.assert_allclose(result(folder)['step_sizes'], [learned[0], learned[0] / 2])
+    assert after['alpha'].shape == (1, 1) and after['alpha'] != 0.5
+    config.train, config.init_from = False, str(folder / 'model2.npz')
     training.load_for_test(config, model, folder)
-    np.testing.assert_array_equal(model.maml.step_sizes(model.theta), after["alpha"])
+    np.testing.assert_array_equal(model.maml.step_sizes(model.theta), after['alpha'])
 
 
 def test_numbers_that_explode_stop_the_run(tmp_path):
-    with pytest.raises(UserError, match="not finite at iteration 0.*--update_lr"):
+    with pytest.raises(UserError, match='not finite at iteration 0.*--update_lr'):
         run_here(tmp_path, update_lr=1e30)
 
 
 def test_settings_of_another_run_are_refused(trained):
-    with pytest.raises(UserError, match="--seed=1, not 2"):
+    with pytest.raises(UserError, match='--seed=1, not 2'):
         run_here(trained.parent, seed=2)
 
 
 def test_untrained_folders_are_named(tmp_path):
-    with pytest.raises(UserError, match="train first"):
+    with pytest.raises(UserError, match='train first'):
         run_here(tmp_path, train=False)
 
 
 def test_without_a_renderer_there_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "renderer", "nonsense")
-    with pytest.raises(UserError, match="needs a renderer") as error:
-        video.check(str(tmp_path / "a.gif"), "cheetah_vel", 1.0)
-    assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="no folder"):
-        video.check(str(tmp_path / "none" / "a.gif"), "point", np.zeros(2))
+    monkeypatch.setattr(runtime, 'renderer', 'nonsense')
+    with pytest.raises(UserError, match='needs a renderer') as error:
+        video.check(str(tmp_path / 'a.gif'), 'cheetah_vel', 1.0)
+    assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match='no folder'):
+        video.check(str(tmp_path / 'none' / 'a.gif'), 'point', np.zeros(2))
 
 
 def test_the_video_replays_what_the_policy_did():
     """The actions of a path, with a shorter film where it ended early."""
     goal = np.array([0.05, 0.0])
-    taken = video.actions("point", goal, True, lambda phi, seen, noise: 5 * (seen[..., 2:] - seen[..., :2]), {})
-    env = FAMILIES["point"].env(goal, render_mode="rgb_array")
+    taken = video.actions('point', goal, True, lambda phi, seen, noise: 5 * (seen[..., 2:] - seen[..., :2]), {})
+    env = FAMILIES['point'].env(goal, render_mode='rgb_array')
     env.reset(seed=0)
     ends = [env.step(action)[2] for action in taken]
     assert len(taken) < 100 and ends[-1] and not any(ends[:-1])
-    film = video.replay("point", goal, taken, every=10)
+    film = video.replay('point', goal, taken, every=10)
     assert len(film) == 1 + -(-len(taken) // 10)
     np.testing.assert_array_equal(film[-1], env.render())
 
 
 def test_progress_loses_the_rows_that_will_be_done_again(tmp_path):
-    full = ",".join("7" for _ in training.METRICS[1:])
-    text = ",".join(training.METRICS) + f"\n0,{full}\n1,{full}\n2,{full}\n1,7"  # the last one broke off
-    (tmp_path / "progress.csv").write_text(text)
+    full = ','.join('7' for _ in training.METRICS[1:])
+    text = ','.join(training.METRICS) + f'\n0,{full}\n1,{full}\n2,{full}\n1,7'  # the last one broke off
+    (tmp_path / 'progress.csv').write_text(text)
     with training.progress_file(tmp_path, 2) as file:
         csv.writer(file).writerow([2] + [8] * (len(training.METRICS) - 1))
-    assert [(row["iteration"], row["seconds"]) for row in progress(tmp_path)] == [
-        ("0", "7"),
-        ("1", "7"),
-        ("2", "8"),
-    ]
+    assert [(row['iteration'], row['seconds']) for row in progress(tmp_path)] == [('0', '7'), ('1', '7'), ('2', '8')]
 
 
 def test_entropy_and_explained_variance():

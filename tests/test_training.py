@@ -1,4 +1,5 @@
 """What a test reports, where the program's own runs do not show it."""
+
 import csv
 import json
 
@@ -27,7 +28,7 @@ def test_diverging_tasks_are_counted_and_set_apart(capsys):
     summary = training.summarise(results, classification=False)
     assert summary['diverging_tasks'] == 2
     np.testing.assert_allclose(summary['mean_of_the_others'][2:], [0.9, 0.4], rtol=1e-6)
-    assert 0.5 < summary['median'][3] <= 1e30                # NaN counts as infinite
+    assert 0.5 < summary['median'][3] <= 1e30  # NaN counts as infinite
     assert json.loads(json.dumps(training.finite(summary['mean']), allow_nan=False))[3] is None
     training.print_summary(summary, [1, 2, 10])
     assert '2 of the tasks diverge' in capsys.readouterr().out

@@ -7,6 +7,7 @@ Usage:
 
 Can be run again after a break. As the original's script of the same name (cbfinn/maml), which works in place.
 """
+
 import argparse
 import io
 import re
@@ -20,14 +21,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import prepare
 
-URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
+URL = 'https://raw.githubusercontent.com/brendenlake/omniglot/master/python'
 ARCHIVES = {  # name: MD5, as torchvision's datasets/omniglot.py records them
-    "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
-    "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+    'images_background.zip': '68d2efa1b9178cc56df9314c21c6e718',
+    'images_evaluation.zip': '6b91aef0f799c5bb55b94e3f2daec811',
 }
 # images_background_small1 and _small2 hold nothing but copies, so they are no subsets here.
-SUBSETS = ("images_background", "images_evaluation")
-DRAWING = re.compile(rf"(?:(?:.*/)?(?:{'|'.join(SUBSETS)})/)?([^/]+/[^/]+/[^/]+\.png)")
+SUBSETS = ('images_background', 'images_evaluation')
+DRAWING = re.compile(rf'(?:(?:.*/)?(?:{"|".join(SUBSETS)})/)?([^/]+/[^/]+/[^/]+\.png)')
 SIZE = (28, 28)
 CHARACTERS, DRAWERS = 1623, 20
 
@@ -41,9 +42,9 @@ def resize(image):
 def lift_subsets(folder):
     """Move the alphabets of images_background/ and _evaluation/ up, to where the training code looks."""
     for subset in SUBSETS:
-        for alphabet in filter(Path.is_dir, sorted((folder / subset).glob("*"))):
+        for alphabet in filter(Path.is_dir, sorted((folder / subset).glob('*'))):
             if (folder / alphabet.name).exists():
-                prepare.fail(f"both {alphabet} and {folder / alphabet.name} exist; remove one of them")
+                prepare.fail(f'both {alphabet} and {folder / alphabet.name} exist; remove one of them')
             alphabet.rename(folder / alphabet.name)
         if (folder / subset).is_dir() and not any((folder / subset).iterdir()):
             (folder / subset).rmdir()
@@ -60,49 +61,51 @@ def find_drawings(source):
 
 def resize_all(drawings, dest):
     """Write each drawing, resized, to its place below dest, unless it is there."""
-    for target, name, read in prepare.progress(drawings, unit=" drawings"):
-        if prepare.is_done(dest / target, "1", SIZE):
+    for target, name, read in prepare.progress(drawings, unit=' drawings'):
+        if prepare.is_done(dest / target, '1', SIZE):
             continue
         image, _ = prepare.read_image(read, name)
-        if image.mode != "1":  # resizing gray would give other values than 0 and 1
-            prepare.fail(f"{name} is not a one-bit image (mode {image.mode}); bring the PNGs as published")
+        if image.mode != '1':  # resizing gray would give other values than 0 and 1
+            prepare.fail(f'{name} is not a one-bit image (mode {image.mode}); bring the PNGs as published')
         png = io.BytesIO()
-        resize(image).save(png, "PNG")
+        resize(image).save(png, 'PNG')
         prepare.write(dest / target, png.getvalue())
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--download", action="store_true", help="fetch the two archives into --dest first")
-    parser.add_argument("--url", default=URL, help="where the archives are (default: %(default)s)")
-    parser.add_argument("--source", type=Path,
-                        help="a folder with images_background and images_evaluation, with the alphabets, or "
-                             "with the two zip archives; or a zip or tar archive (default: --dest, in place)")
-    parser.add_argument("--dest", type=Path, default=HERE,
-                        help="where the alphabets go (default: beside the script)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--download', action='store_true', help='fetch the two archives into --dest first')
+    parser.add_argument('--url', default=URL, help='where the archives are (default: %(default)s)')
+    parser.add_argument(
+        '--source',
+        type=Path,
+        help='a folder with images_background and images_evaluation, with the alphabets, or '
+        'with the two zip archives; or a zip or tar archive (default: --dest, in place)',
+    )
+    parser.add_argument('--dest', type=Path, default=HERE, help='where the alphabets go (default: beside the script)')
     args = parser.parse_args(argv)
     if args.download and args.source:
-        prepare.fail("give --download or --source, not both")
+        prepare.fail('give --download or --source, not both')
 
     if args.download:
         for name, md5 in ARCHIVES.items():
-            prepare.download(f"{args.url.rstrip('/')}/{name}", args.dest / name, md5)
+            prepare.download(f'{args.url.rstrip("/")}/{name}', args.dest / name, md5)
     source = args.source or args.dest
     if source.resolve() == args.dest.resolve():
         lift_subsets(args.dest)
     drawings = list(find_drawings(source))
     if not drawings:
-        prepare.fail(f"no drawings in {source}; give --download, or --source=FOLDER with images_background "
-                     "and images_evaluation in it")
+        prepare.fail(
+            f'no drawings in {source}; give --download, or --source=FOLDER with images_background '
+            'and images_evaluation in it'
+        )
     resize_all(drawings, args.dest)
 
-    characters = Counter(path.parent for path in args.dest.glob("*/*/*.png"))
-    print(f"{len(characters):,} characters, {sum(characters.values()):,} images in {args.dest}")
+    characters = Counter(path.parent for path in args.dest.glob('*/*/*.png'))
+    print(f'{len(characters):,} characters, {sum(characters.values()):,} images in {args.dest}')
     if len(characters) != CHARACTERS or set(characters.values()) != {DRAWERS}:
-        print(f"warning: all of Omniglot is {CHARACTERS:,} characters of {DRAWERS} images each",
-              file=sys.stderr)
+        print(f'warning: all of Omniglot is {CHARACTERS:,} characters of {DRAWERS} images each', file=sys.stderr)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     prepare.run(main)

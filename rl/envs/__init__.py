@@ -22,16 +22,14 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "point": Family("maml/Point-v0", PointEnv, 100),
-    "cheetah_vel": Family("maml/HalfCheetahVel-v0", HalfCheetahVelEnv, 200),
-    "cheetah_dir": Family("maml/HalfCheetahDir-v0", HalfCheetahDirEnv, 200),
-    "ant_vel": Family("maml/AntVel-v0", AntVelEnv, 200),
-    "ant_dir": Family("maml/AntDir-v0", AntDirEnv, 200),
+    'point': Family('maml/Point-v0', PointEnv, 100),
+    'cheetah_vel': Family('maml/HalfCheetahVel-v0', HalfCheetahVelEnv, 200),
+    'cheetah_dir': Family('maml/HalfCheetahDir-v0', HalfCheetahDirEnv, 200),
+    'ant_vel': Family('maml/AntVel-v0', AntVelEnv, 200),
+    'ant_dir': Family('maml/AntDir-v0', AntDirEnv, 200),
 }
 
 for _family in FAMILIES.values():
     gymnasium.register(
-        _family.id,
-        entry_point=f"{_family.env.__module__}:{_family.env.__name__}",
-        max_episode_steps=_family.horizon,
+        _family.id, entry_point=f'{_family.env.__module__}:{_family.env.__name__}', max_episode_steps=_family.horizon
     )

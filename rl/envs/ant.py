@@ -20,11 +20,11 @@ class AntEnv(TaskMujocoEnv):
     (60-63); a step into such a state earns 0, so that it cannot spoil the other samples.
     """
 
-    asset = "ant.xml"
+    asset = 'ant.xml'
     observation_size, action_size = 125, 8
-    fields = ("qpos", "qvel", "subtree_com", "subtree_linvel", "cfrc_ext", "xmat")
+    fields = ('qpos', 'qvel', 'subtree_com', 'subtree_linvel', 'cfrc_ext', 'xmat')
     stage = mujoco.mjtStage.mjSTAGE_ACC.value
-    metadata: ClassVar = {**TaskMujocoEnv.metadata, "render_fps": 50}
+    metadata: ClassVar = {**TaskMujocoEnv.metadata, 'render_fps': 50}
 
     @staticmethod
     def edit(spec):
@@ -34,7 +34,7 @@ class AntEnv(TaskMujocoEnv):
             geom.solimp[:3] = 0.8, 0.8, 0.01
         # MuJoCo fills two of the fields only for a sensor that needs them: subtree_linvel and cfrc_ext.
         for kind in (mujoco.mjtSensor.mjSENS_SUBTREELINVEL, mujoco.mjtSensor.mjSENS_FRAMELINACC):
-            spec.add_sensor(name=kind.name, type=kind, objtype=mujoco.mjtObj.mjOBJ_BODY, objname="torso")
+            spec.add_sensor(name=kind.name, type=kind, objtype=mujoco.mjtObj.mjOBJ_BODY, objname='torso')
 
     @classmethod
     def initial_state(cls, noise):

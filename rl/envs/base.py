@@ -19,7 +19,7 @@ from gymnasium.envs.mujoco import mujoco_env
 from gymnasium.spaces import Box
 from mujoco.batch import Batch
 
-ASSETS = Path(mujoco_env.__file__).parent / "assets"
+ASSETS = Path(mujoco_env.__file__).parent / 'assets'
 TORSO = 1  # body 0 is the world, body 1 the torso: the root of the tree in both models
 
 
@@ -53,14 +53,14 @@ class TaskEnv(gymnasium.Env):
         self.action_space = Box(-1.0, 1.0, (self.action_size,), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        if options and "task" in options:
-            self._given_task = self._as_task(options["task"])
+        if options and 'task' in options:
+            self._given_task = self._as_task(options['task'])
         return super().reset(seed=seed)
 
     def _as_task(self, task):
         task = np.asarray(task, np.float64)
         if task.shape != self.task_shape:
-            raise ValueError(f"{type(self).__name__}: a task has shape {self.task_shape}, not {task.shape}")
+            raise ValueError(f'{type(self).__name__}: a task has shape {self.task_shape}, not {task.shape}')
         return task
 
     def _choose_task(self):
@@ -85,10 +85,10 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
     """
 
     asset = None  # file name of the model among gymnasium's assets
-    fields = ("qpos", "qvel")
+    fields = ('qpos', 'qvel')
     # The mjtStage up to which the new state is computed after a step, so that `fields` belong to it.
     stage = mujoco.mjtStage.mjSTAGE_NONE.value
-    metadata: ClassVar = {"render_modes": ["human", "rgb_array"]}
+    metadata: ClassVar = {'render_modes': ['human', 'rgb_array']}
 
     def __init__(self, task=None, oracle=False, render_mode=None, **kwargs):
         TaskEnv.__init__(self, task, oracle)
@@ -104,7 +104,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         # A diverged simulation has to show in its state; MuJoCo would put it back to the start in silence.
         spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*settotalmass.*")  # gymnasium's half_cheetah.xml
+            warnings.filterwarnings('ignore', message='.*settotalmass.*')  # gymnasium's half_cheetah.xml
             return spec.compile()
 
     @staticmethod
@@ -119,14 +119,14 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         The initial pose is the model's own number `init_qpos` if it has one (mujoco_env.py:80-85).
         """
         model = cls.compile_model()
-        pose = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_NUMERIC, "init_qpos")
+        pose = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_NUMERIC, 'init_qpos')
         qpos0 = model.qpos0 if pose < 0 else model.numeric(pose).data
         return qpos0 + 0.01 * noise[:, : model.nq], 0.1 * noise[:, model.nq :]
 
     @staticmethod
     def unstable(state):
         """[n] bool: the state is not finite, or as large as MuJoCo's own limit for one (mjMAXVAL, 1e10)."""
-        square = sum(np.einsum("ij,ij->i", part, part) for part in (state.qpos, state.qvel))
+        square = sum(np.einsum('ij,ij->i', part, part) for part in (state.qpos, state.qvel))
         return ~(square < mujoco.mjMAXVAL**2)
 
     @classmethod
@@ -158,7 +158,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         self.derive(self._state)
         terminated = bool(self.terminated(self._state)[0])
         reward = float(self.reward(self._state, control[None], self.task[None])[0])
-        if self.render_mode == "human":
+        if self.render_mode == 'human':
             self.render()
         return self._append_task(self.observe(self._state)), reward, terminated, False, {}
 
@@ -173,7 +173,7 @@ class MujocoWorld:
         self.env = env
         self.batch = Batch(env.compile_model(), n, threads)
         self.state = SimpleNamespace(**{name: self.batch.bind(name) for name in env.fields})
-        self._control = self.batch.bind("ctrl")
+        self._control = self.batch.bind('ctrl')
         self._bounds = self.batch.model.actuator_ctrlrange.T
 
     def reset(self, ids, rng):

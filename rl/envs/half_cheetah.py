@@ -19,9 +19,9 @@ class HalfCheetahEnv(TaskMujocoEnv):
     Time step 0.01 s; gymnasium's half_cheetah.xml is rllab's model as it is.
     """
 
-    asset = "half_cheetah.xml"
+    asset = 'half_cheetah.xml'
     observation_size, action_size = 20, 6
-    metadata: ClassVar = {**TaskMujocoEnv.metadata, "render_fps": 100}
+    metadata: ClassVar = {**TaskMujocoEnv.metadata, 'render_fps': 100}
 
     @classmethod
     @functools.cache
@@ -75,8 +75,8 @@ class HalfCheetahEnv(TaskMujocoEnv):
         """Never. Raises FloatingPointError when a simulation has diverged; rllab would have trained on it."""
         unstable = cls.unstable(state)
         if unstable.any():
-            count = f"{unstable.sum()} of {len(unstable)}"
-            raise FloatingPointError(f"{cls.__name__}: {count} simulations diverged")
+            count = f'{unstable.sum()} of {len(unstable)}'
+            raise FloatingPointError(f'{cls.__name__}: {count} simulations diverged')
         return unstable
 
 

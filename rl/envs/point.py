@@ -20,7 +20,7 @@ class PointEnv(TaskEnv):
 
     task_shape = (2,)
     observation_size, action_size = 2, 2
-    metadata: ClassVar = {"render_modes": ["human", "rgb_array"], "render_fps": 10}
+    metadata: ClassVar = {'render_modes': ['human', 'rgb_array'], 'render_fps': 10}
 
     def __init__(self, task=None, oracle=False, render_mode=None):
         super().__init__(task, oracle)
@@ -50,14 +50,14 @@ class PointEnv(TaskEnv):
         return self._append_task(self._world.observe()), float(rewards[0]), bool(terminated[0]), False, {}
 
     def _show(self):
-        if self.render_mode == "human":
+        if self.render_mode == 'human':
             self.render()
 
     def render(self):
         """`rgb_array`: [200, 200, 3] uint8 of the square +-1, goal green, point red; `human`: printed."""
         position = self._world.observe()[0]
-        if self.render_mode == "human":
-            print(f"position {position}, goal {self.task}")
+        if self.render_mode == 'human':
+            print(f'position {position}, goal {self.task}')
             return None
         image = np.full((200, 200, 3), 255, np.uint8)
         for place, colour in ((self.task, (0, 160, 0)), (position, (200, 0, 0))):
