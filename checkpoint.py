@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from utils import UserError
+from runtime import UserError
 
 MAX_TO_KEEP = 10  # original main.py:294
 

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from utils import UserError
+from runtime import UserError
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together

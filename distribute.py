@@ -11,7 +11,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from utils import UserError
+from runtime import UserError
 
 
 def make_strategy(kind, meta_batch_size):

@@ -127,11 +127,10 @@ def main():
         from rl import training
     else:
         import training
-    from utils import UserError
 
     try:
         training.run(config, origins, threads)
-    except UserError as error:
+    except runtime.UserError as error:
         fail(str(error))
 
 

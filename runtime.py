@@ -1,4 +1,4 @@
-"""Threads, kernels, renderer: what must be settled before TensorFlow starts, with the reasons, in one place.
+"""What does not need TensorFlow: the error that a user can mend, and what must be settled before TensorFlow starts.
 
 Not imported by the algorithm; main.py calls `start` before it imports anything that imports TensorFlow.
 """
@@ -7,6 +7,10 @@ import contextlib
 import os
 
 renderer = None  # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one line that says what is wrong and what to do."""
 
 
 def available_cores():

@@ -22,7 +22,7 @@ import distribute
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from experiments import SOURCES, run_name
 from maml import MAML, Network
-from utils import UserError
+from runtime import UserError
 
 SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have

@@ -10,10 +10,6 @@ LAYER_NORM_EPSILON = 1e-12  # tf.contrib.layers.layer_norm's
 SMALL_CONVOLUTION = 2**16  # floats in its patches, up to which a strided one is faster as a matrix product
 
 
-class UserError(Exception):
-    """Something that the user can mend; the message is one line that says what is wrong and what to do."""
-
-
 def mse(pred, label):
     """Mean squared error over all entries, a scalar (original utils.py:48-51)."""
     return tf.reduce_mean(tf.square(tf.reshape(pred, [-1]) - tf.reshape(label, [-1])))

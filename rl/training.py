@@ -23,8 +23,8 @@ from rl.policy import GaussianPolicy, flatten, unflatten
 from rl.reinforce import adapt, for_all_tasks
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
+from runtime import UserError
 from training import StopOnSignal, prepare_folder, print_settings
-from utils import UserError
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = (

@@ -25,11 +25,9 @@ CAPTION = 16  # pixels, height of the line above them
 
 def check(path, family, task):
     """Raises UserError where `path` cannot be written or this machine cannot render the family."""
-    from utils import UserError
-
     folder = os.path.dirname(path) or '.'
     if not os.access(folder, os.W_OK):
-        raise UserError(f'--video={path}: {folder} is no folder that can be written to')
+        raise runtime.UserError(f'--video={path}: {folder} is no folder that can be written to')
     pictures(family, task, np.zeros((0, FAMILIES[family].env.action_size)), every=1)
 
 
@@ -67,15 +65,13 @@ def actions(family, task, oracle, act, phi):
 
 def pictures(family, task, actions, every):
     """`replay` in a process of its own; UserError where it fails."""
-    from utils import UserError
-
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(1, spawn, prepare, (runtime.renderer,)) as process:
         try:
             return process.submit(replay, family, task, actions, every).result()
         except Exception as error:  # each of MuJoCo's renderers fails in its own way
             reason = ' '.join(str(error).split())
-            raise UserError(
+            raise runtime.UserError(
                 f'--video needs a renderer, and MuJoCo found none here ({reason}): set MUJOCO_GL=egl, or install '
                 'libosmesa6 and set MUJOCO_GL=osmesa, or drop --video'
             ) from None

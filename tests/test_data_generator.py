@@ -11,7 +11,7 @@ from PIL import Image
 import data_generator
 from data_generator import SinusoidGenerator, image_generators, load_split, prefetched
 from experiments import SOURCES
-from utils import UserError
+from runtime import UserError
 
 
 @pytest.fixture(scope='module')

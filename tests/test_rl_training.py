@@ -16,7 +16,7 @@ import runtime
 from rl import evaluation, training, video
 from rl.envs import FAMILIES
 from rl.sampler import Sampler
-from utils import UserError
+from runtime import UserError
 
 FLAGS = {
     **dict.fromkeys(['baseline', 'init_from', 'kl_constrain_step', 'logdir', 'meta_batch_size', 'meta_step_size']),
