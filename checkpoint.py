@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from runtime import UserError
 
-MAX_TO_KEEP = 10  # original main.py:294
+MAX_TO_KEEP = 10  # maml: main.py:294
 
 
 def variables(model):
@@ -29,19 +29,22 @@ def variables(model):
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
 
-def save(folder, model, iteration, seed):
-    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten."""
-    path = os.path.join(folder, f'model{iteration}.npz')
-    write(path, model, iteration=iteration, seed=seed)
+def save(folder, model, **numbers):
+    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten.
+
+    numbers: the iteration, and what else is to be kept with it (`write`).
+    """
+    path = os.path.join(folder, f'model{numbers["iteration"]}.npz')
+    write(path, model, **numbers)
     for old in find(folder)[MAX_TO_KEEP:]:
         os.remove(old)
     return path
 
 
-def write(path, model, **more):
-    """Write the state of `model`, and the numbers `more`, to a file that is there whole or not at all."""
+def write(path, model, **numbers):
+    """Write the state of `model`, and `numbers`, to a file that is there whole or not at all."""
     with open(path + '.tmp', 'wb') as file:
-        np.savez(file, **more, **{k: v.numpy() for k, v in variables(model).items()})
+        np.savez(file, **numbers, **{k: v.numpy() for k, v in variables(model).items()})
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + '.tmp', path)
@@ -80,14 +83,14 @@ def assign(targets, arrays, path):
 
 
 def restore(path, model):
-    """Bring `model` to the state in `path`; returns the iteration."""
+    """Bring `model` to the state in `path`; return the numbers that `write` kept with it."""
     arrays = read(path)
     assign(variables(model), arrays, path)
-    return int(arrays['iteration'])
+    return {name: array.item() for name, array in arrays.items() if not array.ndim and '/' not in name}
 
 
 def restore_latest(folder, model, report=print):
-    """Restore the newest sound checkpoint in `folder`; returns (path, iteration), or (None, 0) where there is none.
+    """Restore the newest sound checkpoint in `folder`; return its path and numbers, (None, {}) where there is none.
 
     Damaged ones are named and passed over; UserError when all are.
     """
@@ -99,7 +102,7 @@ def restore_latest(folder, model, report=print):
             report(f'skipped: {error}')
     if paths:
         raise UserError(f'no checkpoint in {folder} can be used: remove the folder or choose another --logdir')
-    return None, 0
+    return None, {}
 
 
 def restore_weights(path, model):
@@ -118,7 +121,7 @@ def read_tf1(prefix, weights):
     """The original's weights under our names.
 
     It named conv1 … conv4, w5, b5 and the norms, and left the rest to TensorFlow: model/Variable, Variable_1, … in
-    the order in which they were made (original maml.py:168-208).
+    the order in which they were made (maml: maml.py:168-208).
     """
     try:
         reader = tf.train.load_checkpoint(prefix)

@@ -164,8 +164,11 @@ def resolve(given):
     """
     values, origins = dict(given), {}
     rl = SOURCES[given['datasource']].rl
+    trained_with = {'rl': rl}
+    if given.get('train_update_batch_size', -1) != -1:  # a test with another K: the run has the settings of its own
+        trained_with['update_batch_size'] = given['train_update_batch_size']
     for where, settings, origin in PAPER:
-        if all({'rl': rl, **values}.get(flag) == value for flag, value in where.items()):
+        if all({**values, **trained_with}.get(flag) == value for flag, value in where.items()):
             for flag, value in settings.items():
                 if given.get(flag) is None:
                     values[flag], origins[flag] = value, origin

@@ -1,48 +1,38 @@
-"""Model-Agnostic Meta-Learning (Finn, Abbeel, Levine 2017, Algorithms 1 and 2) and its networks.
+"""Model-Agnostic Meta-Learning (Finn, Abbeel, Levine 2017, Algorithms 1 and 2), for any network and loss.
 
-Everything is functional over a dictionary of weights with the original's names: `forward(x, theta)`. The
-algorithm is `task_metalearn` (one task) and `meta_gradient` (all tasks); where the tasks come from is
-data_generator.py's business, and when to stop main.py's.
+Everything is functional over a dictionary of weights: `network.forward(x, theta)`. The algorithm is `inner_step`,
+`task_metalearn` (one task) and `meta_gradient` (all tasks); the paper's networks are in networks.py, its tasks in
+data_generator.py, and when to stop is training.py's business.
 """
 
-import dataclasses
 import functools
 
-import numpy as np
 import tensorflow as tf
 
-from utils import Adam, accuracy, add_bias, conv_block, mse, normalize, xent
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """What the network looks like; the defaults are the sinusoid's (original maml.py:23-47)."""
-
-    dim_output: int = 1
-    dim_input: int = 1  # flat; images are img_size * img_size * channels
-    dim_hidden: tuple = (40, 40)  # of the fully connected networks
-    conv: bool = False
-    img_size: int = 0
-    channels: int = 0
-    num_filters: int = 64
-    max_pool: bool = False
-    flatten: bool = False  # head of the conv nets: flatten (MiniImagenet) or mean over positions
-    norm: str = 'None'
+from utils import Adam, mse
 
 
 class MAML:
     """MAML for one network: its weights, the meta-training step and the evaluation.
 
     A batch of tasks is a tuple (inputa, labela, inputb, labelb), the support set a and the query set b, each
-    [tasks, examples, …]; inputs are float, or uint8 images that are divided by 255 here. Sinusoid labels are
-    [tasks, examples, 1]; class labels are one-hot [tasks, examples, classes].
+    [tasks, examples, …]: floats, integers (which the network gets as they are), or uint8 images, divided by 255 here.
+
+    network: see networks.py.
+    loss_func: (outputs, labels) of one task's examples -> scalar; measure: the same for what tests report and
+        training logs beside the loss, such as the accuracy (None: the loss alone).
+    update_lr, num_updates: alpha, and the number of inner steps in training; stop_grad: first-order MAML;
+        learn_update_lr: one alpha a tensor and step is trained too ("may be meta-learned", section 2.2).
+    meta_lr, clip: beta, and the element-wise limit of the meta-gradient.
+    vectorize: all tasks as one batched computation, best for small fully connected networks; otherwise a task at a
+        time on each of parallel_tasks cores.
     """
 
     def __init__(
         self,
         network,
-        classification=False,
-        update_batch_size=10,
+        loss_func=mse,
+        measure=None,
         update_lr=0.01,
         num_updates=1,
         stop_grad=False,
@@ -54,24 +44,18 @@ class MAML:
         seed=1,
         dtype=tf.float32,
     ):
-        self.network, self.dtype = network, dtype
-        self.classification = classification
-        self.update_lr, self.num_updates = update_lr, num_updates  # alpha, inner steps in training
+        self.network, self.forward, self.adapted = network, network.forward, list(network.adapted)
+        self.loss_func, self.measure = loss_func, measure
+        self.update_lr, self.num_updates = update_lr, num_updates
         self.stop_grad, self.learn_update_lr, self.clip = stop_grad, learn_update_lr, clip
-        self.vectorize, self.parallel_tasks = vectorize, parallel_tasks
-        self.loss_func = functools.partial(xent, update_batch_size=update_batch_size) if classification else mse
-        self.forward = self.forward_conv if network.conv else self.forward_fc
-        initial = self.construct_conv_weights(seed) if network.conv else self.construct_fc_weights(seed)
-        self.adapted = list(initial)  # the weights that the inner loop adapts; norm parameters are not
-        initial.update(self.construct_norm_weights())
-        if learn_update_lr:  # one alpha a tensor and step ("may be meta-learned", section 2.2)
-            initial.update(
-                {f'update_lr/{name}': tf.fill([num_updates], tf.cast(update_lr, dtype)) for name in self.adapted}
-            )
+        self.vectorize, self.parallel_tasks, self.dtype = vectorize, parallel_tasks, dtype
+        initial = dict(network.init(seed))
+        if learn_update_lr:
+            alpha = tf.fill([num_updates], tf.constant(update_lr, dtype))
+            initial |= {f'update_lr/{name}': alpha for name in self.adapted}
         self.weights = {name: tf.Variable(tf.cast(value, dtype), name=name) for name, value in initial.items()}
-        # Two optimisers that share no slots, as in the original (maml.py:142,145).
+        # Two optimisers that share no slots, as in the original (maml: maml.py:142,145).
         self.pretrain_adam, self.metatrain_adam = Adam(self.weights, meta_lr), Adam(self.weights, meta_lr)
-        self.train_step = tf.function(self.outer_step)
         self.compiled_block = tf.function(self.outer_steps, jit_compile=vectorize or None)
         self.evaluate = tf.function(self._evaluate)
 
@@ -84,7 +68,7 @@ class MAML:
             tape.watch(adapted)
             output = self.forward(inputa, {**theta, **adapted})
             loss = self.loss_func(output, labela)
-        gradients = tape.gradient(loss, adapted, unconnected_gradients='zero')
+        gradients = dense(tape.gradient(loss, adapted, unconnected_gradients='zero'))
         if self.stop_grad:  # first-order MAML
             gradients = {name: tf.stop_gradient(gradient) for name, gradient in gradients.items()}
         updated = {name: adapted[name] - self.alpha(theta, name, step) * gradients[name] for name in adapted}
@@ -93,14 +77,14 @@ class MAML:
     def alpha(self, theta, name, step):
         """Inner step size of one weight; a learned one stays at its last value in the steps beyond training."""
         if not self.learn_update_lr:
-            return tf.cast(self.update_lr, self.dtype)
+            return tf.constant(self.update_lr, self.dtype)
         return theta[f'update_lr/{name}'][min(step, self.num_updates - 1)]
 
     def task_metalearn(self, theta, task):
         """Meta-gradient of one task i: d/d theta of L_i(f_theta'_i) on the query set (Algorithm 2, lines 5-10).
 
-        Returns (gradients, metrics); metrics are [loss on a before, loss on b after num_updates steps, and for
-        classification the same two accuracies].
+        Returns (gradients, metrics); metrics are [loss on a before, loss on b after num_updates steps, and where there
+        is a measure the same two of it].
         """
         inputa, labela, inputb, labelb = self.prepare(task)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -110,28 +94,28 @@ class MAML:
                 fast_weights, _, _ = self.inner_step(fast_weights, inputa, labela, step)
             outputb = self.forward(inputb, fast_weights)
             lossb = self.loss_func(outputb, labelb)
-        gradients = tape.gradient(lossb, theta, unconnected_gradients='zero')
+        gradients = dense(tape.gradient(lossb, theta, unconnected_gradients='zero'))
         return gradients, self.metrics(lossa, lossb, outputa, labela, outputb, labelb)
 
     def task_pretrain(self, theta, task):
-        """Gradient of one task's support loss at theta, the pretraining objective (original maml.py:142)."""
+        """Gradient of one task's support loss at theta, the pretraining objective (maml: maml.py:142)."""
         inputa, labela, inputb, labelb = self.prepare(task)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(theta)
             outputa = self.forward(inputa, theta)
             lossa = self.loss_func(outputa, labela)
-        gradients = tape.gradient(lossa, theta, unconnected_gradients='zero')
+        gradients = dense(tape.gradient(lossa, theta, unconnected_gradients='zero'))
         fast_weights, _, _ = self.inner_step(theta, inputa, labela, 0)  # for the log alone
         outputb = self.forward(inputb, fast_weights)
         return gradients, self.metrics(lossa, self.loss_func(outputb, labelb), outputa, labela, outputb, labelb)
 
     def task_evaluate(self, theta, task, num_updates):
-        """Losses (accuracies for classification) of one task, [2 + num_updates].
+        """Measures (where there is none, losses) of one task, [2 + num_updates].
 
         The support set before adaptation, then the query set after 0, 1, … num_updates inner steps.
         """
         inputa, labela, inputb, labelb = self.prepare(task)
-        measure = accuracy if self.classification else self.loss_func
+        measure = self.measure or self.loss_func
         rows = [measure(self.forward(inputa, theta), labela), measure(self.forward(inputb, theta), labelb)]
         for step in range(num_updates):
             theta, _, _ = self.inner_step(theta, inputa, labela, step)
@@ -169,15 +153,14 @@ class MAML:
         gradients, metrics = self.meta_gradient(tasks, pretrain)
         # Over all replicas of a tf.distribute strategy, each of which has its share of the tasks; else: as they are.
         gradients, metrics = tf.distribute.get_replica_context().all_reduce('mean', [gradients, metrics])
-        if self.clip and not pretrain:  # MiniImagenet: element-wise, before Adam (original maml.py:147-149)
+        if self.clip and not pretrain:  # MiniImagenet: element-wise, before Adam (maml: maml.py:147-149)
             gradients = {name: tf.clip_by_value(g, -self.clip, self.clip) for name, g in gradients.items()}
         (self.pretrain_adam if pretrain else self.metatrain_adam).apply(self.weights, gradients)
         return metrics
 
     def outer_steps(self, block, first, last, pretrain=False):
         """outer_step for batches first … last - 1 of a block [iterations, tasks, …]; metrics, a row a batch."""
-        numbers = 4 if self.classification else 2
-        metrics = tf.TensorArray(self.dtype, size=block[0].shape[0], element_shape=[numbers])
+        metrics = tf.TensorArray(self.dtype, block[0].shape[0], element_shape=[4 if self.measure else 2])
         for step in tf.range(first, last):
             metrics = metrics.write(step, self.outer_step([part[step] for part in block], pretrain))
         return metrics.stack()
@@ -193,78 +176,22 @@ class MAML:
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)
 
     def prepare(self, task):
-        """Bring one task's arrays to this model's dtype; uint8 pixels become 0 … 1."""
-        return [tf.cast(part, self.dtype) / (255 if part.dtype == tf.uint8 else 1) for part in task]
+        """Bring one task's arrays to this model's dtype: uint8 pixels become 0 … 1, other integers stay."""
+
+        def prepared(part):
+            part = tf.convert_to_tensor(part)
+            if part.dtype == tf.uint8:
+                return tf.cast(part, self.dtype) / 255
+            return part if part.dtype.is_integer else tf.cast(part, self.dtype)
+
+        return [prepared(part) for part in task]
 
     def metrics(self, lossa, lossb, outputa, labela, outputb, labelb):
-        """The numbers that training logs: losses and, for classification, accuracies."""
-        accuracies = [accuracy(outputa, labela), accuracy(outputb, labelb)] if self.classification else []
-        return tf.stack([lossa, lossb, *accuracies])
-
-    # ---- The networks --------------------------------------------------------------------------------------
-
-    def construct_fc_weights(self, seed):
-        """w1, b1, w2, …: truncated normal of deviation 0.01, biases 0 (original maml.py:168-176)."""
-        sizes = [self.network.dim_input, *self.network.dim_hidden, self.network.dim_output]
-        weights = {}
-        for i, (rows, columns) in enumerate(zip(sizes, sizes[1:]), start=1):
-            weights[f'w{i}'] = tf.random.stateless_truncated_normal([rows, columns], [seed, i], stddev=0.01)
-            weights[f'b{i}'] = tf.zeros([columns])
-        return weights
-
-    def forward_fc(self, x, weights):
-        """Fully connected network on [examples, dim_input]; norm and ReLU on every hidden layer."""
-        layers, norm = len(self.network.dim_hidden), self.network.norm
-        for i in range(1, layers + 1):
-            x = add_bias(tf.matmul(x, weights[f'w{i}']), weights[f'b{i}'], norm)
-            x = tf.nn.relu(normalize(x, weights, norm, self.norm_scopes()[i - 1]))
-        return tf.matmul(x, weights[f'w{layers + 1}']) + weights[f'b{layers + 1}']
-
-    def construct_conv_weights(self, seed):
-        """conv1, b1, … conv4, b4, w5, b5 (original maml.py:186-208)."""
-        network, weights = self.network, {}
-        channels = network.channels
-        for i in range(1, 5):
-            weights[f'conv{i}'] = xavier_uniform([3, 3, channels, network.num_filters], [seed, i])
-            weights[f'b{i}'] = tf.zeros([network.num_filters])
-            channels = network.num_filters
-        if network.flatten:
-            size = network.img_size
-            for _ in range(4):
-                size = size // 2 if network.max_pool else -(-size // 2)  # VALID pool, SAME stride
-            weights['w5'] = xavier_uniform([size * size * channels, network.dim_output], [seed, 5])
-        else:
-            weights['w5'] = tf.random.stateless_normal([channels, network.dim_output], [seed, 5])
-        weights['b5'] = tf.zeros([network.dim_output])
-        return weights
-
-    def forward_conv(self, x, weights):
-        """Four conv blocks and a linear layer on flat images [examples, dim_input]."""
-        network = self.network
-        x = tf.reshape(x, [x.shape[0], network.img_size, network.img_size, network.channels])
-        for layer in range(1, 5):
-            x = conv_block(x, weights, layer, network.norm, network.max_pool)
-        x = tf.reshape(x, [x.shape[0], -1]) if network.flatten else tf.reduce_mean(x, [1, 2])
-        return tf.matmul(x, weights['w5']) + weights['b5']
-
-    def norm_scopes(self):
-        """The original's names of the norm layers: 0 1 2 3, and 0 2 3 4 for fully connected nets."""
-        return [0, 1, 2, 3] if self.network.conv else [0, *range(2, len(self.network.dim_hidden) + 1)]
-
-    def construct_norm_weights(self):
-        """Norm parameters, shared by all inner steps and both sets; not adapted, but trained by the outer step."""
-        network = self.network
-        sizes = [network.num_filters] * 4 if network.conv else network.dim_hidden
-        weights = {}
-        if network.norm in ('batch_norm', 'layer_norm'):
-            weights.update({f'bn/{s}/beta': tf.zeros([size]) for s, size in zip(self.norm_scopes(), sizes)})
-        if network.norm == 'layer_norm':
-            weights.update({f'bn/{s}/gamma': tf.ones([size]) for s, size in zip(self.norm_scopes(), sizes)})
-        return weights
+        """The numbers that training logs: losses and, where there is a measure, that."""
+        measures = [self.measure(outputa, labela), self.measure(outputb, labelb)] if self.measure else []
+        return tf.stack([lossa, lossb, *measures])
 
 
-def xavier_uniform(shape, seed):
-    """Uniform in ±sqrt(6 / (fan in + fan out)) (Glorot and Bengio 2010); kernels count their 3x3 positions."""
-    receptive = int(np.prod(shape[:-2]))
-    limit = np.sqrt(6 / (receptive * (shape[-2] + shape[-1])))
-    return tf.random.stateless_uniform(shape, seed, -limit, limit)
+def dense(gradients):
+    """Gradients by name as plain tensors: that of an embedding comes as the slices that were looked up."""
+    return {name: tf.convert_to_tensor(gradient) for name, gradient in gradients.items()}

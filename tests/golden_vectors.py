@@ -1,12 +1,15 @@
 """Reads the conformance vectors in golden/supervised (docs/conformance.md says what they are)."""
 
+import functools
 import hashlib
 import json
 import pathlib
 
 import numpy as np
 
-from maml import MAML, Network
+from maml import MAML
+from networks import Convolutional, FullyConnected
+from utils import accuracy, mse, xent
 
 FOLDER = pathlib.Path(__file__).parent / 'golden' / 'supervised'
 CASES = sorted(path.stem for path in FOLDER.glob('*.npz'))
@@ -62,21 +65,21 @@ class Case:
     def model(self, **changes):
         """A MAML model with this case's settings and start weights; `changes` go to MAML's arguments."""
         flags, image = self.flags, self.flags['datasource'] != 'sinusoid'
-        network = Network(dim_input=flags['dim_input'])
-        if image:
-            network = Network(
-                dim_input=flags['dim_input'],
+        if image and flags['conv']:
+            network = Convolutional(
                 dim_output=flags['dim_output'],
-                conv=flags['conv'],
-                dim_hidden=(256, 128, 64, 64),
                 num_filters=flags['num_filters'],
                 max_pool=flags['max_pool'],
                 norm=flags['norm'],
                 **IMAGES[flags['datasource']],
             )
+        else:
+            network = FullyConnected(dim_input=flags['dim_input'])
+            if image:
+                network = FullyConnected(flags['dim_input'], flags['dim_output'], (256, 128, 64, 64), flags['norm'])
         arguments = dict(
-            classification=image,
-            update_batch_size=flags['update_batch_size'],
+            loss_func=functools.partial(xent, update_batch_size=flags['update_batch_size']) if image else mse,
+            measure=accuracy if image else None,
             update_lr=flags['update_lr'],
             num_updates=flags['num_updates'],
             meta_lr=flags['meta_lr'],
@@ -110,3 +113,8 @@ class Case:
             theirs.append(stored - (np.float64(start[name]).ravel()[: stored.size] if start else 0))
         ours, theirs = np.concatenate(ours), np.concatenate(theirs)
         return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def train_step(model, tasks, pretrain=False):
+    """One outer step on a batch of tasks; returns the metrics before it."""
+    return model.train_block([part[None] for part in tasks], 0, 1, pretrain)[0]

@@ -5,18 +5,19 @@ import json
 
 import numpy as np
 
+import report
 import training
 
 
 def test_summary_of_a_test(tmp_path):
     """Population deviation, 1.96 deviations / root of the number of tasks, and the original's CSV columns."""
     results = np.array([[0.2, 0.2, 0.6, 1.0], [0.2, 0.0, 0.8, 1.0], [0.2, 0.4, 1.0, 0.4]], np.float32)
-    summary = training.summarise(results, classification=True)
+    summary = training.summarise(results)
     np.testing.assert_allclose(summary['mean'], [0.2, 0.2, 0.8, 0.8], rtol=1e-6)
     np.testing.assert_allclose(summary['std'], np.sqrt([0, 0.08 / 3, 0.08 / 3, 0.24 / 3]), atol=1e-6)
     np.testing.assert_allclose(summary['ci95'], 1.96 * summary['std'] / np.sqrt(3))
     assert summary['columns'][2:] == ['query, after 1 step', 'query, after 2 steps']
-    training.write_csv(tmp_path / 'x.csv', summary)
+    report.write(str(tmp_path / 'x'), training.csv_rows(summary), summary)
     header, mean, _, _ = csv.reader((tmp_path / 'x.csv').open())
     assert header == ['update0', 'update1', 'update2']
     np.testing.assert_allclose(np.float64(mean), [0.2, 0.8, 0.8], rtol=1e-6)
@@ -25,10 +26,10 @@ def test_summary_of_a_test(tmp_path):
 def test_diverging_tasks_are_counted_and_set_apart(capsys):
     """A NaN or a huge loss of one task does not hide the others, nor does it break the JSON."""
     results = np.array([[3, 3, 1.0, 0.5], [3, 3, 0.5, np.nan], [3, 3, 2.0, 1e30], [3, 3, 0.8, 0.3]], np.float32)
-    summary = training.summarise(results, classification=False)
+    summary = training.summarise(results)
     assert summary['diverging_tasks'] == 2
     np.testing.assert_allclose(summary['mean_of_the_others'][2:], [0.9, 0.4], rtol=1e-6)
     assert 0.5 < summary['median'][3] <= 1e30  # NaN counts as infinite
-    assert json.loads(json.dumps(training.finite(summary['mean']), allow_nan=False))[3] is None
-    training.print_summary(summary, [1, 2, 10])
+    assert json.loads(json.dumps(report.plain(summary), allow_nan=False))['mean'][3] is None
+    training.print_summary(summary, 'mean squared error', [1, 2, 10])
     assert '2 of the tasks diverge' in capsys.readouterr().out

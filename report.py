@@ -1,0 +1,64 @@
+"""What a test prints and writes, for every kind of learning: statistics over tasks, a table, a CSV and a JSON file."""
+
+import csv
+import json
+import math
+import os
+import re
+
+import numpy as np
+
+
+def statistics(results, ddof):
+    """Return mean, std, 95 % interval (1.96 std / sqrt(tasks)) and median over the tasks of `results` [tasks, columns].
+
+    ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:183), 1 for the
+    sample's, as its tests of reinforcement learning. NaN counts as infinite in the median.
+    """
+    with np.errstate(all='ignore'):
+        stds = results.std(axis=0, ddof=ddof) if len(results) > ddof else np.full(results.shape[1], np.nan)
+        return {
+            'mean': results.mean(axis=0),
+            'std': stds,
+            'ci95': 1.96 * stds / math.sqrt(len(results)),
+            'median': np.median(np.where(np.isnan(results), np.inf, results), axis=0),
+        }
+
+
+def print_table(columns, numbers, marks=()):
+    """Print a line for each column of a test with its `numbers` (see `statistics`); marks: columns the paper reads."""
+    width = max(map(len, columns)) + 1
+    print(f'{"":{width}s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
+    for name, mean, std, ci95, median in zip(columns, *(numbers[key] for key in ('mean', 'std', 'ci95', 'median'))):
+        mark = '   <- the paper reads this' if name in marks else ''
+        print(f'{name:{width}s}{mean:10.4g}{std:10.4g}  ±{ci95:9.4g}{median:10.4g}{mark}')
+
+
+def write(path, rows, result):
+    """Write the `rows` of a table to path.csv and the dictionary `result`, arrays or not, to path.json."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path + '.csv.tmp', 'w', newline='') as file:
+        csv.writer(file).writerows(rows)
+    os.replace(path + '.csv.tmp', path + '.csv')
+    write_json(path + '.json', result)
+    print(f'written to {path}.csv and .json')
+
+
+def write_json(path, result):
+    """Write a dictionary for people and machines, whole or not at all; a list of numbers takes one line."""
+    text = json.dumps(plain(result), indent=1, allow_nan=False)
+    text = re.sub(r'\[[^][{}"]*\]', lambda numbers: ' '.join(numbers[0].split()), text)
+    with open(path + '.tmp', 'w') as file:
+        file.write(text + '\n')
+    os.replace(path + '.tmp', path)
+
+
+def plain(value):
+    """Return `value` with lists for arrays and, since JSON knows neither NaN nor infinity, null for those."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

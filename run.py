@@ -1,0 +1,194 @@
+"""What a run is, for every kind of learning: its folder, settings, checkpoints and summaries, how it stops and goes on.
+
+A kind of learning brings its own loop and nothing else:
+
+    with Run(config, origins, folder, model, total) as run:
+        while run.goes_on():
+            …                          # what an iteration is
+            run.advance(run.iteration + 1)
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import checkpoint
+from runtime import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# Settings that may differ between the parts of one run, since they do not change what is trained. How many iterations
+# were asked for is compared with how many are done.
+FREE = {
+    *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
+    *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
+    *('distribute', 'pretrain_iterations', 'metatrain_iterations'),
+}
+
+
+def print_settings(config, origins):
+    """Print all settings, a line each, with the source of those that the user left unset."""
+    for name, value in sorted(vars(config).items()):
+        print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+
+
+class Run:
+    """A training in progress: a context manager around its loop.
+
+    On entry the model is brought to where the run in `folder` stands, or to its start; on exit the state is saved.
+    `iteration` counts the outer steps that are done, of `total`. `model` is what checkpoint.py can save. Only the chief
+    of several processes (tf.distribute) reads and writes the folder.
+
+    Raises UserError where the folder holds another run, or one that is being trained.
+    Raises SystemExit (130) on exit when the user asked it to stop, by Ctrl-C or SIGTERM.
+    """
+
+    def __init__(self, config, origins, folder, model, total, chief=True):
+        self.config, self.origins, self.folder, self.model = config, origins, folder, model
+        self.total, self.chief, self.iteration, self.stop_requested = total, chief, 0, False
+        self.exits = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.seconds = 0.0  # of training, in all parts of the run before this one
+        if self.chief:
+            self.exits.enter_context(locked(self.folder))
+            self.iteration = self.prepare()
+        self.start, self.saved = time.time(), self.iteration
+        log = self.chief and self.config.log
+        self.writer = tf.summary.create_file_writer(self.folder) if log else tf.summary.create_noop_writer()
+        self.exits.enter_context(self.writer.as_default())
+        self.progress = self.exits.enter_context(
+            tqdm(total=self.total, initial=self.iteration, disable=None if self.chief else True, dynamic_ncols=True)
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.exits.callback(signal.signal, number, signal.signal(number, self.request_stop))
+        return self
+
+    def request_stop(self, number, _):
+        """Let the loop end and save at the first Ctrl-C or SIGTERM; a second one ends the process at once."""
+        self.stop_requested = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        tqdm.write('stopping after this iteration')
+
+    def goes_on(self):
+        """Whether there is an iteration left to do."""
+        return self.iteration < self.total and not self.stop_requested
+
+    def advance(self, iteration):
+        """Note that so many iterations are done; save where a checkpoint is due."""
+        self.progress.update(iteration - self.iteration)
+        self.iteration = iteration
+        if iteration % self.config.save_interval == 0:
+            self.save()
+
+    def save(self):
+        """Write a checkpoint, unless the weights have become useless."""
+        if not self.chief:
+            return
+        for name, weight in self.model.weights.items():
+            if not np.all(np.isfinite(weight)):
+                raise self.not_finite(name, self.iteration)
+        seconds = self.seconds + time.time() - self.start
+        checkpoint.save(self.folder, self.model, iteration=self.iteration, seed=self.config.seed, seconds=seconds)
+        self.writer.flush()
+        self.saved = self.iteration
+
+    def not_finite(self, what, iteration):
+        """Return the UserError for numbers that have become useless."""
+        outer = 'meta_lr' if hasattr(self.config, 'meta_lr') else 'meta_step_size'
+        return UserError(
+            f'{what} not finite at iteration {iteration}: training stopped, the last good checkpoint in {self.folder} '
+            f'is kept; try a smaller --update_lr or --{outer}'
+        )
+
+    def __exit__(self, kind, *_):
+        with self.exits:
+            if kind is not None:
+                return
+            if self.chief and (self.saved != self.iteration or not checkpoint.find(self.folder)):
+                self.save()
+        print(
+            f'{self.iteration} of {self.total} iterations done, {time.time() - self.start:.1f} s in this part; '
+            f'checkpoints: {self.folder}'
+        )
+        if self.stop_requested:
+            print('stopped: the same command goes on from here')
+            raise SystemExit(130)
+
+    def prepare(self):
+        """Make or take up the folder and bring the model to its starting point; return the iteration."""
+        if not self.config.resume and checkpoint.find(self.folder):
+            self.set_aside()
+        if checkpoint.find(self.folder):
+            check_same_run(self.config, self.folder)
+            path, state = checkpoint.restore_latest(self.folder, self.model)
+            self.seconds = state.get('seconds', 0.0)
+            print(f'Restoring model weights from {path}: {state["iteration"]} iterations are done')
+            return state['iteration']
+        if self.config.init_from:
+            checkpoint.restore_weights(self.config.init_from, self.model)
+            print(f'Starting from the weights of {self.config.init_from}')
+        write_config(self.config, self.origins, self.folder)
+        return 0
+
+    def set_aside(self):
+        """Rename the folder of the run that --resume=False begins anew."""
+        aside = next(f'{self.folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{self.folder}.{n}'))
+        os.rename(self.folder, aside)
+        os.makedirs(self.folder)
+        print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Make `folder` and hold it, so that no second process trains in it; a killed process holds nothing.
+
+    Raises UserError when another process holds it.
+    """
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f'{folder} is being trained by another process: wait for it, or choose another --logdir'
+                ) from None
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
+
+
+def write_config(config, origins, folder):
+    """Write config.json, the settings that a run was begun with, whole or not at all."""
+    path = os.path.join(folder, 'config.json')
+    with open(path + '.tmp', 'w') as file:
+        json.dump({'settings': vars(config), 'from_the_paper': origins}, file, indent=1)
+    os.replace(path + '.tmp', path)
+
+
+def check_same_run(config, folder):
+    """Refuse, by UserError, to go on with a run whose settings were others."""
+    try:
+        with open(os.path.join(folder, 'config.json')) as file:
+            before = json.load(file)['settings']
+    except (OSError, ValueError, KeyError):
+        return
+    for name, value in before.items():
+        if name not in FREE and value != getattr(config, name, value):
+            raise UserError(
+                f'the run in {folder} was made with --{name}={value}, not {getattr(config, name)}: use that, another '
+                '--logdir, or --resume=False to start anew'
+            )
