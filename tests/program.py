@@ -35,5 +35,5 @@ def wait_for(path, process):
 def assert_same_state(one, other):
     with np.load(one) as a, np.load(other) as b:
         assert a.files == b.files
-        for name in a.files:
+        for name in set(a.files) - {'seconds'}:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
