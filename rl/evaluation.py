@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from rl.baseline import estimate
+from rl.advantages import estimate
 from rl.envs import FAMILIES
 from rl.reinforce import Samples, adapt, for_all_tasks
 from rl.sampler import Sampler

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rl.baseline import discounted_sums, estimate, features
+from rl.advantages import discounted_sums, estimate, features
 from rl.maml_trpo import MamlTrpo, MetaSettings
 from rl.policy import GaussianPolicy, flatten, gaussian, kl, unflatten
 from rl.reinforce import Samples, adapt, for_all_tasks, surrogate_loss

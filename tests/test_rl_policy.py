@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow_probability as tfp
 
-from rl.baseline import estimate, features, fit, next_values
+from rl.advantages import estimate, features, fit, next_values
 from rl.policy import GaussianPolicy, flatten, gaussian, kl
 
 
