@@ -1,7 +1,4 @@
-"""Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5).
-
-Also `collect`, the way from weights to samples, which training takes too.
-"""
+"""Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5)."""
 
 import csv
 import os
@@ -12,21 +9,13 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from rl.advantages import estimate
 from rl.envs import FAMILIES
-from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.reinforce import adapt, for_all_tasks
 from rl.sampler import Sampler
+from rl.samples import collect
 from training import finite, write_json
 
 TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
-
-
-def collect(policy, sampler, phi):
-    """What the policies with weights phi [tasks, ...] do on the sampler's tasks: Paths, Estimates and Samples."""
-    paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
-    estimates = estimate(paths.observations, paths.rewards, paths.path_lengths)
-    samples = Samples.drawn_by(policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid)
-    return paths, estimates, samples
 
 
 def adapt_and_measure(policy, weights, sampler, step_sizes, report=lambda: None):

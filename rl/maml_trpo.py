@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from rl.policy import flatten, gaussian, kl, unflatten
-from rl.reinforce import Samples, inner_step, map_tasks
+from rl.reinforce import inner_step, map_tasks
+from rl.samples import Samples
 from rl.trpo import TrustRegion, trpo_step
 
 

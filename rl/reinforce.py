@@ -6,47 +6,12 @@ adapted policies that act next.
 
 import os
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from rl import policy as gaussian_policy
-
-
-class Samples(NamedTuple):
-    """What the policies of all tasks collected for one step, and the distributions that drew the actions.
-
-    Rows are time steps, padded at the end to one number for all tasks; padded rows may hold anything finite.
-    Actions are as drawn: neither scaled nor clipped. All float32.
-    """
-
-    observations: tf.Tensor  # [tasks, rows, obs_dim]
-    actions: tf.Tensor  # [tasks, rows, act_dim]
-    advantages: tf.Tensor  # [tasks, rows]
-    valid: tf.Tensor  # [tasks, rows], 1 for a task's first rows, those that exist, then 0
-    mean: tf.Tensor  # [tasks, rows, act_dim]
-    log_std: tf.Tensor  # [tasks, act_dim]
-
-    @classmethod
-    def drawn_by(cls, policy, phi, observations, actions, advantages, valid):
-        """Samples (arrays of the shapes above) drawn by the policies with weights phi, [tasks, ...]."""
-        observations = tf.constant(observations, tf.float32)
-        data = [tf.constant(np.asarray(x, np.float32)) for x in (actions, advantages, valid)]
-        mean, log_std = policy.mean_and_log_std(phi, observations)
-        return cls(observations, *data, mean, log_std)
-
-    @classmethod
-    def spec(cls, policy):
-        """The specification with which a function is compiled once, for any number of tasks and rows."""
-        rows, obs, act = (None, None), policy.obs_dim, policy.act_dim
-        shapes = cls((*rows, obs), (*rows, act), rows, rows, (*rows, act), (None, act))
-        return cls(*[tf.TensorSpec(shape, tf.float32) for shape in shapes])
-
-    def of_task(self, i):
-        """The samples of task i without its padding: fields [rows, ...], log_std [act_dim]."""
-        n = tf.cast(tf.reduce_sum(self.valid[i]), tf.int32)
-        return Samples(*[x[i, :n] for x in self[:-1]], self.log_std[i])
+from rl.policy import gaussian
+from rl.samples import Samples
 
 
 def surrogate_loss(policy, phi, samples):
@@ -54,7 +19,7 @@ def surrogate_loss(policy, phi, samples):
 
     Source: maml_npo.py, init_opt.
     """
-    log_pi = gaussian_policy.gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
+    log_pi = gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
     return -tf.reduce_mean(log_pi * samples.advantages)
 
 

@@ -5,38 +5,11 @@ unnoticed, and an error in a simulation is raised by `collect`. Advantages, base
 are not made here.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from rl.envs import FAMILIES
 from rl.envs.base import with_task
-
-
-@dataclass
-class Paths:
-    """Samples of one sampling step for all tasks; paths lie one after the other along rows, as started.
-
-    observations: [tasks, rows, obs_dim] float32, zero after a task's last valid row
-    actions: [tasks, rows, act_dim] float32, as the policy drew them (not scaled, not clipped)
-    rewards: [tasks, rows] float64
-    path_lengths: for each task, the lengths of its paths; their sum is its number of valid rows
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    path_lengths: list[np.ndarray]
-
-    @property
-    def valid(self):
-        """[tasks, rows] float32: 1 where a row is a sample, 0 where it fills up."""
-        rows = np.array([lengths.sum() for lengths in self.path_lengths])
-        return (np.arange(self.rewards.shape[1]) < rows[:, None]).astype(np.float32)
-
-    def average_returns(self):
-        """[tasks] undiscounted return, mean over a task's paths."""
-        return self.rewards.sum(axis=1) / [len(lengths) for lengths in self.path_lengths]
+from rl.samples import Paths
 
 
 class Sampler:

@@ -17,11 +17,12 @@ import checkpoint
 from experiments import SOURCES, run_name
 from rl import video
 from rl.envs import FAMILIES
-from rl.evaluation import collect, test, test_tasks
+from rl.evaluation import test, test_tasks
 from rl.maml_trpo import MamlTrpo, MetaSettings
 from rl.policy import GaussianPolicy, flatten, unflatten
 from rl.reinforce import adapt, for_all_tasks
 from rl.sampler import Sampler
+from rl.samples import collect
 from rl.trpo import TrustRegion
 from runtime import UserError
 from training import StopOnSignal, prepare_folder, print_settings

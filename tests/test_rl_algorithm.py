@@ -9,7 +9,8 @@ from test_rl_golden import compiled, load, relative_error
 
 from rl.maml_trpo import MamlTrpo, MetaSettings
 from rl.policy import GaussianPolicy, unflatten
-from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.reinforce import adapt, for_all_tasks
+from rl.samples import Samples
 from rl.trpo import TrustRegion, finite_difference_product, initial_step_size, line_search, trpo_step
 
 POLICY = GaussianPolicy(3, 2, hidden_sizes=(8, 8), nonlinearity='tanh')

@@ -17,7 +17,8 @@ import tensorflow as tf
 from rl.advantages import discounted_sums, estimate, features
 from rl.maml_trpo import MamlTrpo, MetaSettings
 from rl.policy import GaussianPolicy, flatten, gaussian, kl, unflatten
-from rl.reinforce import Samples, adapt, for_all_tasks, surrogate_loss
+from rl.reinforce import adapt, for_all_tasks, surrogate_loss
+from rl.samples import Samples
 from rl.trpo import conjugate_gradients, finite_difference_product, initial_step_size
 
 GOLDEN = Path(__file__).parent / 'golden' / 'rl'
