@@ -92,3 +92,15 @@ def next_values(values, path_lengths):
     following = np.append(values[1:], 0.0)
     following[np.cumsum(path_lengths) - 1] = 0.0
     return following
+
+
+def explained_variance(estimates, valid):
+    """Return 1 - Var(returns - values) / Var(returns) of each task's samples, mean over tasks.
+
+    valid: as in Samples.
+    Source: rllab/misc/special.py, explained_variance_1d.
+    """
+    shares = []
+    for returns, values, rows in zip(estimates.returns, estimates.values, valid.astype(bool)):
+        shares.append(1 - np.var((returns - values)[rows]) / (np.var(returns[rows]) + 1e-8))
+    return float(np.mean(shares))

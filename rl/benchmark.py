@@ -8,6 +8,7 @@ import numpy as np
 
 from rl import training
 from rl.envs import FAMILIES
+from rl.maml_trpo import meta_iteration
 from rl.sampler import Sampler
 
 
@@ -65,7 +66,7 @@ def measure_iteration(config, threads, repeats=3):
     `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a
     gradient through the inner step, 4 for a loss through it, 3 for the inner step, 2 for each sample.
     """
-    model, env = training.Model(config), FAMILIES[config.datasource].env
+    model, env = training.make_model(config, threads), FAMILIES[config.datasource].env
     tasks = np.zeros((config.meta_batch_size, *env.task_shape))
     sampler = Sampler(config.datasource, tasks, config.update_batch_size, threads=threads)
     seconds, calls = {}, {}
@@ -80,22 +81,23 @@ def measure_iteration(config, threads, repeats=3):
 
         return run
 
-    model.maml.loss_gradient = timed(model.maml.loss_gradient, 'gradient')
-    model.maml.kl_gradient = timed(model.maml.kl_gradient, 'conjugate_gradients')
-    model.maml.loss_and_kl = timed(model.maml.loss_and_kl, 'line_search')
+    model.loss_gradient = timed(model.loss_gradient, 'gradient')
+    model.kl_gradient = timed(model.kl_gradient, 'conjugate_gradients')
+    model.loss_and_kl = timed(model.loss_and_kl, 'line_search')
     sampler.collect = timed(sampler.collect, 'sampling')
     rows = []
-    for iteration in range(1 + repeats):  # the first compiles
+    for number in range(1 + repeats):  # the first compiles
         seconds.clear()
         calls.clear()
-        sampler.restart(training.train_tasks(config, iteration), (config.seed, iteration))
+        sampler.restart(training.train_tasks(config, number), (config.seed, number))
         start = time.perf_counter()
-        model.theta, metrics = training.meta_iteration(model, sampler)
+        iteration = meta_iteration(model, sampler)
+        model.theta = iteration.theta
         seconds['seconds'] = time.perf_counter() - start
         passes = 12 * (calls['gradient'] + calls['conjugate_gradients']) + 4 * calls['line_search'] + 3 + 2 * 2
-        rows_each = metrics['env_steps'] / 2  # of the two samplings
+        rows_each = iteration.env_steps / 2  # of the two samplings
         gflop = passes * rows_each * forward_flops(model.policy) / 1e9
-        rows.append({**seconds, 'env_steps': metrics['env_steps'], 'gflop': gflop})
+        rows.append({**seconds, 'env_steps': iteration.env_steps, 'gflop': gflop})
     return {name: float(np.median([row[name] for row in rows[1:]])) for name in rows[-1]}
 
 

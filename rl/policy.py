@@ -4,6 +4,7 @@ A multi-layer perceptron gives the mean of the action; the log standard deviatio
 same in every state. No weights are kept here and nothing is sampled from an environment here.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -114,6 +115,11 @@ def kl(old_mean, old_log_std, mean, log_std):
     variance = tf.exp(log_std) ** 2
     numerator = (old_mean - mean) ** 2 + tf.exp(old_log_std) ** 2 - variance
     return tf.reduce_sum(numerator / (2.0 * variance + 1e-8) + log_std - old_log_std, axis=-1)
+
+
+def entropy(log_std):
+    """Return the entropy of Gaussian policies with log standard deviations [tasks, act_dim], mean over tasks."""
+    return float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=1).mean())
 
 
 def flatten(weights):

@@ -4,7 +4,6 @@ The same function serves the meta-objective, which differentiates through it, an
 adapted policies that act next.
 """
 
-import os
 from functools import lru_cache
 
 import numpy as np
@@ -41,7 +40,7 @@ def inner_step(policy, phi, samples, alpha, stop_grad=False):
     return {**phi, **{name: adapted[name] - a * gradients[name] for name, a in zip(adapted, alphas)}}
 
 
-def adapt(policy, phi, samples, alpha):
+def adapt(policy, phi, samples, alpha, threads=2):
     """The inner step of every task, to get the policies that act next; not to be differentiated.
 
     phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`.
@@ -50,7 +49,7 @@ def adapt(policy, phi, samples, alpha):
     maml_minimal_gauss_mlp_policy.py:190-206.)
     """
     alpha = np.broadcast_to(np.asarray(alpha, np.float32), len(policy.adapted))
-    adapted = _compiled_adapt(policy)({name: phi[name] for name in policy.shapes}, samples, alpha)
+    adapted = _compiled_adapt(policy, threads)({name: phi[name] for name in policy.shapes}, samples, alpha)
     return {name: w.numpy() for name, w in adapted.items()}
 
 
@@ -60,7 +59,7 @@ def for_all_tasks(theta, tasks):
 
 
 @lru_cache
-def _compiled_adapt(policy):
+def _compiled_adapt(policy, threads):
     phi_spec = {name: tf.TensorSpec((None, *shape), tf.float32) for name, shape in policy.shapes.items()}
     alpha_spec = tf.TensorSpec([len(policy.adapted)], tf.float32)
 
@@ -70,12 +69,12 @@ def _compiled_adapt(policy):
             return inner_step(policy, {name: w[i] for name, w in phi.items()}, samples.of_task(i), alpha)
 
         signature = {name: tf.TensorSpec(shape, tf.float32) for name, shape in policy.shapes.items()}
-        return map_tasks(one_task, samples, signature)
+        return map_tasks(one_task, samples, signature, threads)
 
     return adapt_tasks
 
 
-def map_tasks(one_task, samples, signature):
-    """one_task(i) of each task i of `samples`, stacked, of that `signature`; side by side, a task a core."""
+def map_tasks(one_task, samples, signature, threads):
+    """Return one_task(i) of each task i of `samples`, stacked, of that `signature`; `threads` tasks side by side."""
     tasks = tf.range(tf.shape(samples.valid)[0])
-    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=os.cpu_count())
+    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=threads)

@@ -74,8 +74,10 @@ def step(case):
 def test_flat_order(case):
     assert list(case.policy.shapes) == list(case.g['meta/param_keys'])
     np.testing.assert_array_equal(flatten({k: case.g[f'params/{k}'] for k in case.policy.shapes}), case.theta)
-    for name, weight in case.maml.weights(case.theta).items():
+    case.maml.theta = case.theta
+    for name, weight in case.maml.weights.items():
         np.testing.assert_array_equal(weight, case.g[f'params/{name}'])
+    np.testing.assert_array_equal(case.maml.theta, case.theta)
 
 
 @pytest.mark.parametrize('name', ['trpo_point', 'trpo_point_tanh', 'trpo_point_rowcut'])
