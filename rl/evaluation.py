@@ -37,7 +37,7 @@ def adapt_and_measure(model, sampler, step_sizes, report=lambda: None):
 
 
 def step_sizes(config, learned):
-    """alpha of each gradient step of a test; learned [num_updates, tensors] if test_update_lr is None.
+    """Return alpha of each gradient step of a test; learned [num_updates, tensors] if test_update_lr is None.
 
     As many steps as in training (at least one) take the alpha of training, later ones half of the last
     (paper, 5.3: "the first step alpha, all later ones alpha / 2").
@@ -47,7 +47,7 @@ def step_sizes(config, learned):
 
 
 def test_tasks(config):
-    """The test tasks; at the paper's number and seed those of the original (test_maml_*.py)."""
+    """Return the test tasks; at the paper's number and seed those of the original (maml_rl: test_maml_*.py)."""
     env = FAMILIES[config.datasource].env
     return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
 
@@ -117,6 +117,6 @@ def test(config, model, folder, from_path, threads):
 
 
 def first_paths(paths, number=3):
-    """Observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
+    """Return observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
     each = np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))
     return [path.round(3).tolist() for path in each[:number]]

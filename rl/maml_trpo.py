@@ -62,7 +62,7 @@ def meta_iteration(maml, sampler):
     """
     start, phi = time.time(), maml.unadapted(len(sampler.tasks))
     steps, returns, sampling = [], [], 0.0
-    for alpha in [*maml.step_sizes(), None]:
+    for alpha in [*maml.step_sizes(), None]:  # lines 4 to 9, of all tasks at once; the last paths are line 8's
         before = time.time()
         paths, estimates, samples = collect(maml.policy, sampler, phi)
         sampling += time.time() - before
@@ -70,7 +70,7 @@ def meta_iteration(maml, sampler):
         returns.append(paths.average_returns().mean())
         if alpha is not None:
             phi = adapt(maml.policy, phi, samples, alpha, maml.threads)
-    outer = maml.step(maml.theta, steps)
+    outer = maml.step(maml.theta, steps)  # line 10
     if not np.isfinite(outer.gradient).all():
         raise FloatingPointError('the meta-gradient is not finite')
     env_steps = sum(int(samples.valid.numpy().sum()) for samples in steps)

@@ -14,20 +14,20 @@ from rl.samples import Samples
 
 
 def surrogate_loss(policy, phi, samples):
-    """-mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
+    """Return -mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
 
-    Source: maml_npo.py, init_opt.
+    Source: maml_rl: maml_npo.py, init_opt.
     """
     log_pi = gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
     return -tf.reduce_mean(log_pi * samples.advantages)
 
 
 def inner_step(policy, phi, samples, alpha, stop_grad=False):
-    """phi' = phi - alpha grad L(phi) on one task's samples, for the weights in `policy.adapted`.
+    """Return phi' = phi - alpha grad L(phi) on one task's samples, for the weights in `policy.adapted`.
 
     phi: dictionary of tensors; alpha: a step size, or a vector with one for each adapted weight tensor;
     stop_grad: take the gradient for a constant, as the first-order variant does. Returns a new dictionary.
-    Source: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
+    Source: maml_rl: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
     """
     adapted = {name: tf.convert_to_tensor(phi[name]) for name in policy.adapted}
     with tf.GradientTape() as tape:
@@ -41,12 +41,12 @@ def inner_step(policy, phi, samples, alpha, stop_grad=False):
 
 
 def adapt(policy, phi, samples, alpha, threads=2):
-    """The inner step of every task, to get the policies that act next; not to be differentiated.
+    """Do the inner step of every task, to get the policies that act next; not to be differentiated.
 
-    phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`.
-    Returns the adapted weights phi' as arrays [tasks, ...]. Any number of steps: each from the last phi' and
-    its own new samples. (The original adapts every task from the last task's weights from the second step on,
-    maml_minimal_gauss_mlp_policy.py:190-206.)
+    phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`;
+    threads: how many tasks side by side. Returns the adapted weights phi' as arrays [tasks, ...].
+    Any number of steps: each from the last phi' and its own new samples. (The original adapts every task from the
+    last task's weights from the second step on, maml_rl: maml_minimal_gauss_mlp_policy.py:190-206.)
     """
     alpha = np.broadcast_to(np.asarray(alpha, np.float32), len(policy.adapted))
     adapted = _compiled_adapt(policy, threads)({name: phi[name] for name in policy.shapes}, samples, alpha)
@@ -54,12 +54,13 @@ def adapt(policy, phi, samples, alpha, threads=2):
 
 
 def for_all_tasks(theta, tasks):
-    """theta repeated for each task: float32 arrays [tasks, ...] (read-only views that cost no memory)."""
+    """Repeat theta for each task: float32 arrays [tasks, ...] (read-only views that cost no memory)."""
     return {name: np.broadcast_to(np.asarray(w, np.float32), (tasks, *w.shape)) for name, w in theta.items()}
 
 
 @lru_cache
 def _compiled_adapt(policy, threads):
+    """Return the compiled inner step of all tasks; kept, so that each policy's is compiled once."""
     phi_spec = {name: tf.TensorSpec((None, *shape), tf.float32) for name, shape in policy.shapes.items()}
     alpha_spec = tf.TensorSpec([len(policy.adapted)], tf.float32)
 

@@ -135,7 +135,7 @@ def train(config, origins, model, folder, threads):
 
 
 def train_tasks(config, iteration):
-    """The tasks of an iteration, a function of the seed and the iteration alone: [meta_batch_size, ...].
+    """Return the tasks of an iteration, a function of the seed and the iteration alone: [meta_batch_size, ...].
 
     The last number tells this stream from that of the initial weights; the sampler's are children of others.
     """
@@ -144,7 +144,7 @@ def train_tasks(config, iteration):
 
 
 def not_finite(iteration, error, folder):
-    """The UserError for numbers that have become useless."""
+    """Return the UserError for numbers that have become useless."""
     return UserError(
         f'not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} '
         'is kept; try a smaller --update_lr or --meta_step_size'
@@ -152,7 +152,7 @@ def not_finite(iteration, error, folder):
 
 
 def best_return(folder, iteration):
-    """The average return of the best theta so far, -inf at the start, where one of another run is removed."""
+    """Return the average return of the best theta so far, -inf at the start, where one of another run is removed."""
     path = os.path.join(folder, BEST)
     if not os.path.exists(path):
         return -math.inf
@@ -163,7 +163,7 @@ def best_return(folder, iteration):
 
 
 def progress_file(folder, iteration):
-    """progress.csv, open for further rows; those of iterations that will be done again are dropped."""
+    """Open progress.csv for further rows; those of iterations that will be done again are dropped."""
     path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
         with open(path, newline='') as file:
