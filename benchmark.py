@@ -43,11 +43,15 @@ EXPERIMENTS = {
 RL = {name: {'datasource': name} for name in ('cheetah_vel', 'ant_vel')}  # the other goals cost the same
 
 
+def dense_flops(*sizes):
+    """Floating-point operations of fully connected layers of these sizes for one example."""
+    return sum(2 * rows * columns for rows, columns in itertools.pairwise(sizes))
+
+
 def forward_flops(network):
     """Floating-point operations of the network for one example, multiplications and additions counted apart."""
     if not network.conv:
-        sizes = [network.dim_input, *network.dim_hidden, network.dim_output]
-        return sum(2 * rows * columns for rows, columns in zip(sizes, sizes[1:]))
+        return dense_flops(network.dim_input, *network.dim_hidden, network.dim_output)
     size, channels, flops = network.img_size, network.channels, 0
     for _ in range(4):
         strided = -(-size // 2)
@@ -187,12 +191,102 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
     }
 
 
+def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2):
+    """Environment steps a second of a MuJoCo family in tasks x rollouts simulations, all in this call.
+
+    Returns a dict, each rate the median of `repeats` in turn. `sampler`: samples kept by a whole `collect`, a
+    fresh policy in the loop; `raw`: `mujoco.batch` stepping the same model `steps` times and nothing else;
+    `sync_vector`: gymnasium's SyncVectorEnv given ready actions, steps / 4 times.
+    """
+    import gymnasium
+    import numpy as np
+
+    from rl.envs import FAMILIES
+    from rl.policy import GaussianPolicy
+    from rl.sampler import Sampler
+
+    env, n, rng = FAMILIES[family].env, tasks * rollouts, np.random.default_rng(0)
+    policy = GaussianPolicy(env.observation_size, env.action_size)
+    weights = policy.init(seed=0)
+    actions = np.clip(rng.standard_normal((steps, n, env.action_size), np.float32), -1, 1)
+    sampler = Sampler(family, env.sample_tasks(rng, tasks), rollouts, threads=threads)
+    world = env.world(n, threads)
+    envs = gymnasium.make_vec(FAMILIES[family].id, num_envs=n, vectorization_mode='sync')
+
+    def collect():
+        return sampler.collect(lambda observations, noise: policy.act(weights, observations, noise)).valid.sum()
+
+    def step_raw():
+        for action in actions:
+            world.batch.ctrl[:] = action
+            world.batch.step()
+        return steps * n
+
+    def step_sync_vector():
+        for action in actions[::4]:
+            envs.step(action)
+        return len(actions[::4]) * n
+
+    rates = {'sampler': [], 'raw': [], 'sync_vector': []}
+    for _ in range(repeats):
+        world.reset(np.arange(n), rng)
+        envs.reset(seed=0)
+        for name, run in zip(rates, (collect, step_raw, step_sync_vector)):
+            start = time.perf_counter()
+            count = run()
+            rates[name].append(float(count / (time.perf_counter() - start)))
+    envs.close()
+    return {name: float(np.median(values)) for name, values in rates.items()}
+
+
+def measure_iteration(config, threads, repeats=3):
+    """The parts of a meta-iteration of these settings (one inner step), for a fresh policy: medians of `repeats`.
+
+    Returns a dict: `seconds`, of it `sampling` (physics and policy), `gradient`, `conjugate_gradients` and
+    `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a
+    gradient through the inner step, 4 for a loss through it, 3 for the inner step, 2 for each sample.
+    """
+    import numpy as np
+
+    from rl.maml_trpo import meta_iteration
+    from rl.sampler import Sampler
+    from rl.training import make_model, train_tasks
+
+    model = make_model(config, threads)
+    flops = dense_flops(model.policy.obs_dim, *model.policy.hidden_sizes, model.policy.act_dim)
+    sampler = Sampler(config.datasource, train_tasks(config, 0), config.update_batch_size, threads=threads)
+    seconds, calls, rows = {}, {}, []
+
+    def timed(function, part):
+        def run(*arguments):
+            start = time.perf_counter()
+            result = function(*arguments)
+            seconds[part] = seconds.get(part, 0) + time.perf_counter() - start
+            calls[part] = calls.get(part, 0) + 1
+            return result
+
+        return run
+
+    model.loss_gradient = timed(model.loss_gradient, 'gradient')
+    model.kl_gradient = timed(model.kl_gradient, 'conjugate_gradients')
+    model.loss_and_kl = timed(model.loss_and_kl, 'line_search')
+    sampler.collect = timed(sampler.collect, 'sampling')
+    for number in range(1 + repeats):  # the first compiles
+        seconds.clear()
+        calls.clear()
+        sampler.restart(train_tasks(config, number), (config.seed, number))
+        iteration = meta_iteration(model, sampler)
+        model.theta = iteration.theta
+        passes = 12 * (calls['gradient'] + calls['conjugate_gradients']) + 4 * calls['line_search'] + 3 + 2 * 2
+        gflop = passes * iteration.env_steps / 2 * flops / 1e9  # half of the steps are of each of the two samplings
+        rows.append({'seconds': iteration.seconds, **seconds, 'env_steps': iteration.env_steps, 'gflop': gflop})
+    return {name: float(np.median([row[name] for row in rows[1:]])) for name in rows[-1]}
+
+
 def measure_rl(name, threads):
     """One row of the table of reinforcement learning as a dictionary."""
     threads = runtime.start(threads)
     import numpy as np
-
-    from rl.benchmark import measure_iteration, measure_rates
 
     gemm = gemm_timer(threads)
     rates = [gemm() for _ in range(10)]

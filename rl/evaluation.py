@@ -1,7 +1,4 @@
-"""Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5).
-
-Also `collect`, the way from weights to samples, which training takes too.
-"""
+"""Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5)."""
 
 import csv
 import os
@@ -12,43 +9,35 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from rl.baseline import estimate
 from rl.envs import FAMILIES
-from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.reinforce import adapt
 from rl.sampler import Sampler
+from rl.samples import collect
 from training import finite, write_json
 
 TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
 
 
-def collect(policy, sampler, phi):
-    """What the policies with weights phi [tasks, ...] do on the sampler's tasks: Paths, Estimates and Samples."""
-    paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
-    estimates = estimate(paths.observations, paths.rewards, paths.path_lengths)
-    samples = Samples.drawn_by(policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid)
-    return paths, estimates, samples
-
-
-def adapt_and_measure(policy, weights, sampler, step_sizes, report=lambda: None):
-    """Adapts `weights` (dictionary, no tasks axis) to each of the sampler's tasks, each step on new paths.
+def adapt_and_measure(model, sampler, step_sizes, report=lambda: None):
+    """Adapt the policy of `model`, a MamlTrpo, to each of the sampler's tasks, each step on new paths.
 
     step_sizes: alpha of each step, as `adapt` takes it. Returns two lists: the Paths before any and after each
     step, and as many dictionaries of weights [tasks, ...]. Calls `report` after each time that paths were
     collected.
     """
-    phis, paths = [for_all_tasks(weights, len(sampler.tasks))], []
+    phis, paths = [model.unadapted(len(sampler.tasks))], []
     for alpha in step_sizes:
-        collected, _, samples = collect(policy, sampler, phis[-1])
+        collected, _, samples = collect(model.policy, sampler, phis[-1])
         paths.append(collected)
-        phis.append(adapt(policy, phis[-1], samples, alpha))
+        phis.append(adapt(model.policy, phis[-1], samples, alpha, model.threads))
         report()
-    paths.append(sampler.collect(lambda observations, noise: policy.act(phis[-1], observations, noise)))
+    paths.append(sampler.collect(lambda observations, noise: model.policy.act(phis[-1], observations, noise)))
     report()
     return paths, phis
 
 
 def step_sizes(config, learned):
-    """alpha of each gradient step of a test; learned [num_updates, tensors] if test_update_lr is None.
+    """Return alpha of each gradient step of a test; learned [num_updates, tensors] if test_update_lr is None.
 
     As many steps as in training (at least one) take the alpha of training, later ones half of the last
     (paper, 5.3: "the first step alpha, all later ones alpha / 2").
@@ -58,7 +47,7 @@ def step_sizes(config, learned):
 
 
 def test_tasks(config):
-    """The test tasks; at the paper's number and seed those of the original (test_maml_*.py)."""
+    """Return the test tasks; at the paper's number and seed those of the original (maml_rl: test_maml_*.py)."""
     env = FAMILIES[config.datasource].env
     return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
 
@@ -74,12 +63,12 @@ def test(config, model, folder, from_path, threads):
         tasks,
         config.test_update_batch_size,
         seed=(config.test_seed, TEST_STREAM),
-        oracle=model.oracle,
+        oracle=config.baseline == 'oracle',
         threads=threads,
     )
-    alphas = step_sizes(config, model.maml.step_sizes(model.theta))
+    alphas = step_sizes(config, model.step_sizes())
     with tqdm(total=len(alphas) + 1, desc='testing', disable=None) as progress:
-        paths, phis = adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, alphas, progress.update)
+        paths, phis = adapt_and_measure(model, sampler, alphas, progress.update)
     returns = np.array([collected.average_returns() for collected in paths])  # [columns, tasks]
     columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
     stds = returns.std(axis=1, ddof=1) if len(tasks) > 1 else np.full(len(columns), np.nan)
@@ -128,6 +117,6 @@ def test(config, model, folder, from_path, threads):
 
 
 def first_paths(paths, number=3):
-    """Observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
+    """Return observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
     each = np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))
     return [path.round(3).tolist() for path in each[:number]]

@@ -1,4 +1,4 @@
-"""Draws figures 4 and 5 of the paper from the results of tests, the JSON files that main.py writes.
+"""Draw figures 4 and 5 of the paper from the results of tests, the JSON files that main.py writes.
 
     python -m rl.figures --out=figure.png RESULT.json ...
 
@@ -29,12 +29,13 @@ TITLES = {
 
 
 def method(result):
+    """Return what was tested: a key of METHODS."""
     baseline = result['settings']['baseline']
     return 'maml' if baseline in (None, 'none') else baseline
 
 
 def draw_returns(axis, results, paper):
-    """Average return against the number of gradient steps; the oracle, which takes none, as a level."""
+    """Draw average return against the number of gradient steps; the oracle, which takes none, as a level."""
     steps = max(2, *(len(result['mean']) for result in results))
 
     def curve(values):
@@ -54,7 +55,7 @@ def draw_returns(axis, results, paper):
 
 
 def draw_paths(axes, result):
-    """Paths of the first test task, a panel for each column of the result; the goal is a star."""
+    """Draw paths of the first test task, a panel for each column of the result; the goal is a star."""
     for axis, column, paths in zip(axes, result['columns'], result['paths']):
         for path in paths:
             axis.plot(*np.transpose(path), color=METHODS[method(result)], linewidth=1)
@@ -64,7 +65,7 @@ def draw_paths(axes, result):
 
 
 def draw(results, paper):
-    """The whole figure: a row of panels of returns, then a row of panels for each result that holds paths."""
+    """Return the whole figure: a row of panels of returns, then a row of panels for each result that holds paths."""
     families = {family: [r for r in results if r['settings']['datasource'] == family] for family in TITLES}
     families = {family: found for family, found in families.items() if found}
     with_paths = [result for result in results if len(result.get('paths', [])) > 1]
@@ -103,6 +104,7 @@ def main():
 
 
 def fail(message):
+    """End the program with one line on stderr and exit code 2."""
     print(message, file=sys.stderr)
     raise SystemExit(2)
 

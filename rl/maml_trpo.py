@@ -1,19 +1,25 @@
-"""The outer step of MAML for reinforcement learning: TRPO on the objective of the adapted policies.
+"""MAML for reinforcement learning (paper, algorithm 3): `meta_iteration`, and its outer step.
+
+That step is TRPO on the objective of the adapted policies (line 10):
 
     minimise over theta   - mean_i E[ pi_phi_i(a | o) / pi_old_i(a | o)  A ]
     where                 phi_i = theta - alpha grad L_i(theta)
     subject to            mean KL(pi_old_i || pi_phi_i) <= max_kl
 
-(paper, algorithm 3, line 10). The samples are given: collecting them is not done here.
+The inner step is in reinforce.py; what both learn from is collected by samples.py.
 """
 
+import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from rl.policy import flatten, gaussian, kl, unflatten
-from rl.reinforce import Samples, inner_step, map_tasks
+from rl.advantages import explained_variance
+from rl.policy import entropy, flatten, gaussian, kl, unflatten
+from rl.reinforce import adapt, for_all_tasks, inner_step, map_tasks
+from rl.samples import Samples, collect
 from rl.trpo import TrustRegion, trpo_step
 
 
@@ -29,59 +35,125 @@ class MetaSettings:
     trust_region: TrustRegion = field(default_factory=TrustRegion)
 
 
+class MetaIteration(NamedTuple):
+    """What an iteration gave: the new theta, and the columns of progress.csv in their order."""
+
+    theta: np.ndarray
+    return_before: float  # average undiscounted return of the policy theta, over all tasks
+    return_after: float  # the same of the adapted policies
+    loss_before: float  # surrogate loss before and after the outer step
+    loss_after: float
+    kl_before: float  # mean KL from the policies that sampled
+    kl_after: float
+    accepted: int  # 1, or 0 where the line search found no step
+    trials: int  # of the line search
+    entropy: float  # of the adapted policies, mean over tasks
+    explained_variance: float  # by the adapted policies' baselines, mean over tasks
+    env_steps: int  # time steps that were kept
+    env_steps_per_second: float  # the same in the time of sampling alone
+    seconds: float
+
+
+def meta_iteration(maml, sampler):
+    """Do lines 3 to 10 of algorithm 3 on the sampler's tasks; returns a MetaIteration, `maml` stays as it is.
+
+    Without inner steps this is an iteration of TRPO on all tasks together.
+    Raises FloatingPointError for a meta-gradient that is not finite, and what `Sampler.collect` and `fit` raise.
+    """
+    start, phi = time.time(), maml.unadapted(len(sampler.tasks))
+    steps, returns, sampling = [], [], 0.0
+    for alpha in [*maml.step_sizes(), None]:  # lines 4 to 9, of all tasks at once; the last paths are line 8's
+        before = time.time()
+        paths, estimates, samples = collect(maml.policy, sampler, phi)
+        sampling += time.time() - before
+        steps.append(samples)
+        returns.append(paths.average_returns().mean())
+        if alpha is not None:
+            phi = adapt(maml.policy, phi, samples, alpha, maml.threads)
+    outer = maml.step(maml.theta, steps)  # line 10
+    if not np.isfinite(outer.gradient).all():
+        raise FloatingPointError('the meta-gradient is not finite')
+    env_steps = sum(int(samples.valid.numpy().sum()) for samples in steps)
+    return MetaIteration(
+        theta=outer.theta,
+        return_before=returns[0],
+        return_after=returns[-1],
+        loss_before=outer.loss_before,
+        loss_after=outer.loss_after,
+        kl_before=outer.kl_before,
+        kl_after=outer.kl_after,
+        accepted=int(outer.accepted),
+        trials=len(outer.trials),
+        entropy=entropy(steps[-1].log_std.numpy()),
+        explained_variance=explained_variance(estimates, paths.valid),
+        env_steps=env_steps,
+        env_steps_per_second=env_steps / sampling,
+        seconds=time.time() - start,
+    )
+
+
 class MamlTrpo:
-    """MAML's outer step for one policy. Everywhere theta is the flat float32 vector of `init`.
+    """A policy's weights theta, and MAML's outer step for them.
+
+    `weights` holds theta as variables by name: the policy's, then the step sizes `alpha` if they are learned.
+    Everywhere else theta is the flat float32 vector of these, an argument, because TRPO tries many of them.
 
     `steps` is a sequence of num_updates + 1 Samples: those of each inner step, then those of the adapted
-    policies. Tasks are mapped one by one with both gradients, inner and outer, inside the mapped function:
-    memory does not grow with the tasks. Each function is compiled once, for any number of tasks and rows.
+    policies. Tasks are mapped one by one, `threads` of them side by side, with both gradients, inner and outer,
+    inside the mapped function: memory does not grow with the tasks. Each function is compiled once, for any
+    number of tasks and rows.
 
     Raises ValueError for a `kl_constrain_step` that names no policy.
     """
 
-    def __init__(self, policy, settings=MetaSettings()):
+    def __init__(self, policy, settings=MetaSettings(), seed=0, threads=2):
         if not -1 <= settings.kl_constrain_step <= settings.num_updates:
             raise ValueError(f'kl_constrain_step {settings.kl_constrain_step} of {settings.num_updates} inner steps')
-        self.policy, self.settings = policy, settings
-        self.shapes = dict(policy.shapes)
-        if settings.learn_update_lr:
-            self.shapes['alpha'] = (settings.num_updates, len(policy.adapted))
-        vector = tf.TensorSpec([sum(int(np.prod(shape)) for shape in self.shapes.values())], tf.float32)
+        self.policy, self.settings, self.threads = policy, settings, threads
+        self.weights = {name: tf.Variable(weight, name=name) for name, weight in self.init(seed).items()}
+        self.shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        vector = tf.TensorSpec(self.theta.shape, tf.float32)
         signature = [vector, (Samples.spec(policy),) * (settings.num_updates + 1)]
         self._loss_and_kl = tf.function(self._mean_loss_and_kl, input_signature=signature)
         self._loss_gradient = tf.function(self._mean_loss_gradient, input_signature=signature)
         self._kl_gradient = tf.function(self._mean_kl_gradient, input_signature=signature)
 
     def init(self, seed):
-        """A fresh theta: the policy's weights, then the step sizes if they are learned."""
-        theta = self.policy.init(seed)
-        if self.settings.learn_update_lr:
-            theta['alpha'] = np.full(self.shapes['alpha'], self.settings.update_lr)
-        return flatten(theta)
+        """Return fresh `weights` as float32 arrays."""
+        return self.policy.init(seed) | ({'alpha': self._alpha({})} if self.settings.learn_update_lr else {})
 
-    def weights(self, theta):
-        """theta's weights of the policy, as a dictionary of arrays."""
-        theta = unflatten(theta, self.shapes)
-        return {name: theta[name].numpy() for name in self.policy.shapes}
+    @property
+    def theta(self):
+        """All weights as one flat float32 vector; can be set."""
+        return flatten(self.weights)
 
-    def step_sizes(self, theta):
-        """alpha of each inner step and adapted weight tensor, as an array [num_updates, tensors]."""
-        return np.array(self._alpha(unflatten(theta, self.shapes)))
+    @theta.setter
+    def theta(self, flat):
+        for name, weight in unflatten(flat, self.shapes).items():
+            self.weights[name].assign(weight)
+
+    def unadapted(self, tasks):
+        """Return the weights of so many tasks' policies before any inner step: float32 arrays [tasks, ...]."""
+        return for_all_tasks({name: self.weights[name].numpy() for name in self.policy.shapes}, tasks)
+
+    def step_sizes(self):
+        """Return alpha of each inner step and adapted weight tensor, as an array [num_updates, tensors]."""
+        return tf.convert_to_tensor(self._alpha(self.weights)).numpy()
 
     def loss_and_kl(self, theta, steps):
-        """Surrogate loss (mean over tasks of mean over time steps) and mean KL (over all time steps)."""
+        """Return the surrogate loss (mean over tasks of mean over time steps) and mean KL (over all time steps)."""
         return tuple(float(x) for x in self._loss_and_kl(theta, tuple(steps)))
 
     def loss_gradient(self, theta, steps):
-        """Gradient of the surrogate loss at theta, through the inner steps unless stop_grad."""
+        """Return the gradient of the surrogate loss at theta, through the inner steps unless stop_grad."""
         return self._loss_gradient(theta, tuple(steps)).numpy()
 
     def kl_gradient(self, theta, steps):
-        """Gradient of the mean KL at theta, through the inner steps unless stop_grad."""
+        """Return the gradient of the mean KL at theta, through the inner steps unless stop_grad."""
         return self._kl_gradient(theta, tuple(steps)).numpy()
 
     def step(self, theta, steps):
-        """The outer step: a TrpoStep with the new theta and all that was computed on the way."""
+        """Do the outer step from theta; returns a TrpoStep with the new theta and all that was computed on the way."""
         return trpo_step(
             lambda t: self.loss_and_kl(t, steps),
             lambda t: self.loss_gradient(t, steps),
@@ -93,26 +165,26 @@ class MamlTrpo:
     # What a single task contributes. `steps` holds that task's samples only, and theta is a dictionary.
 
     def _alpha(self, theta):
-        if self.settings.learn_update_lr:
-            return theta['alpha']
-        return np.full((self.settings.num_updates, len(self.policy.adapted)), self.settings.update_lr, np.float32)
+        """Return the learned step sizes where theta has them, else update_lr: [num_updates, adapted tensors]."""
+        shape = self.settings.num_updates, len(self.policy.adapted)
+        return theta['alpha'] if 'alpha' in theta else np.full(shape, self.settings.update_lr, np.float32)
 
     def _policies(self, theta, steps):
-        """[phi_0 = theta, phi_1, ...]: the task's policy before each inner step and after the last one."""
+        """Return [phi_0 = theta, phi_1, ...]: the task's policy before each inner step and after the last one."""
         phis, alpha = [theta], self._alpha(theta)
         for j in range(self.settings.num_updates):
             phis.append(inner_step(self.policy, phis[j], steps[j], alpha[j], self.settings.stop_grad))
         return phis
 
     def _task_loss(self, phis, steps):
-        """-mean of likelihood ratio times advantage, under the policy that drew the last samples."""
+        """Return -mean of likelihood ratio times advantage, under the policy that drew the last samples."""
         phi, post = phis[-1], steps[-1]
         new = gaussian(*self.policy.mean_and_log_std(phi, post.observations)).log_prob(post.actions)
         old = gaussian(post.mean, post.log_std).log_prob(post.actions)
         return -tf.reduce_mean(tf.exp(new - old) * post.advantages)
 
     def _task_kl(self, phis, steps):
-        """Sum of the KL over time steps, for the policy and samples that kl_constrain_step names."""
+        """Return the sum of the KL over time steps, for the policy and samples that kl_constrain_step names."""
         phi, samples = phis[self.settings.kl_constrain_step], steps[self.settings.kl_constrain_step]
         mean, log_std = self.policy.mean_and_log_std(phi, samples.observations)
         return tf.reduce_sum(kl(samples.mean, samples.log_std, mean, log_std))
@@ -125,7 +197,7 @@ class MamlTrpo:
             phis = self._policies(unflatten(theta, self.shapes), task)
             return self._task_loss(phis, task), self._task_kl(phis, task)
 
-        losses, kls = map_tasks(one_task, steps[0], (tf.float32, tf.float32))
+        losses, kls = map_tasks(one_task, steps[0], (tf.float32, tf.float32), self.threads)
         return tf.reduce_mean(losses), tf.reduce_sum(kls) / self._kl_rows(steps)
 
     def _mean_loss_gradient(self, theta, steps):
@@ -142,7 +214,7 @@ class MamlTrpo:
                 value = objective(self._policies(unflatten(theta, self.shapes), task), task)
             return tape.gradient(value, theta)
 
-        return map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape, tf.float32))
+        return map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape, tf.float32), self.threads)
 
     def _kl_rows(self, steps):
         return tf.reduce_sum(steps[self.settings.kl_constrain_step].valid)

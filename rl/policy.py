@@ -4,6 +4,7 @@ A multi-layer perceptron gives the mean of the action; the log standard deviatio
 same in every state. No weights are kept here and nothing is sampled from an environment here.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,7 +25,7 @@ class GaussianPolicy:
 
     Weights are a dictionary with the names and order of `shapes`. Every method also takes weights with a
     leading axis of tasks, [tasks, ...]; observations are then [tasks, rows, obs_dim].
-    Source: sandbox/rocky/tf/policies/maml_minimal_gauss_mlp_policy.py.
+    Source: maml_rl: sandbox/rocky/tf/policies/maml_minimal_gauss_mlp_policy.py.
     """
 
     obs_dim: int
@@ -57,7 +58,7 @@ class GaussianPolicy:
         return ('context',) if self.context_size else tuple(self.shapes)
 
     def init(self, seed):
-        """Fresh weights as float32 arrays: Xavier-uniform matrices, log init_std, everything else 0."""
+        """Return fresh weights as float32 arrays: Xavier-uniform matrices, log init_std, everything else 0."""
         rng = np.random.default_rng(seed)
         theta = {name: np.zeros(shape, np.float32) for name, shape in self.shapes.items()}
         for name, shape in self.shapes.items():
@@ -67,13 +68,13 @@ class GaussianPolicy:
         return theta
 
     def mean_and_log_std(self, weights, observations):
-        """Parameters of the action distribution: mean [..., rows, act_dim] and log std [..., act_dim]."""
+        """Return the action distribution's parameters: mean [..., rows, act_dim] and log std [..., act_dim]."""
         nonlinearity, _ = NONLINEARITIES[self.nonlinearity]
         mean = self._mlp(weights, observations, nonlinearity)
         return mean, tf.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
 
     def act(self, weights, observations, noise):
-        """Actions of all tasks' policies, mean + std * noise, in NumPy alone: the sampler's path.
+        """Return actions of all tasks' policies, mean + std * noise, in NumPy alone: the sampler's path.
 
         weights: arrays [tasks, ...] (or without tasks, one policy for all); observations
         [tasks, rollouts, obs_dim]; noise [tasks, rollouts, act_dim], standard normal. Returns float32
@@ -85,7 +86,7 @@ class GaussianPolicy:
         return mean + np.exp(log_std)[..., None, :] * np.asarray(noise, np.float32)
 
     def _mlp(self, weights, x, nonlinearity):
-        """The network, for NumPy arrays and for tensors alike."""
+        """Apply the network, to NumPy arrays and to tensors alike."""
         W, b = weights['W0'], weights['b0']
         if self.context_size:  # [o, z] W = o W[:obs_dim] + z W[obs_dim:], and the second term is one for all rows
             b = b + (weights['context'][..., None, :] @ W[..., self.obs_dim :, :])[..., 0, :]
@@ -97,7 +98,7 @@ class GaussianPolicy:
 
 
 def gaussian(mean, log_std):
-    """The action distribution, of TensorFlow Probability; log_prob and entropy sum over the actions.
+    """Return the action distribution, of TensorFlow Probability; log_prob and entropy sum over the actions.
 
     mean [..., rows, act_dim], log_std [..., act_dim]. Its kl_divergence is not the original's: use `kl`.
     """
@@ -105,10 +106,10 @@ def gaussian(mean, log_std):
 
 
 def kl(old_mean, old_log_std, mean, log_std):
-    """KL(old || new) of each row, [..., rows]; arguments as for `gaussian`.
+    """Return KL(old || new) of each row, [..., rows]; arguments as for `gaussian`.
 
     Written out instead of TensorFlow Probability's kl_divergence because the original adds 1e-8 to the
-    denominator (diagonal_gaussian.py:60), which halves the first term of a policy at a std of 7e-5.
+    denominator (maml_rl: diagonal_gaussian.py:60), which halves the first term of a policy at a std of 7e-5.
     """
     old_log_std, log_std = old_log_std[..., None, :], log_std[..., None, :]
     variance = tf.exp(log_std) ** 2
@@ -116,12 +117,17 @@ def kl(old_mean, old_log_std, mean, log_std):
     return tf.reduce_sum(numerator / (2.0 * variance + 1e-8) + log_std - old_log_std, axis=-1)
 
 
+def entropy(log_std):
+    """Return the entropy of Gaussian policies with log standard deviations [tasks, act_dim], mean over tasks."""
+    return float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=1).mean())
+
+
 def flatten(weights):
-    """The weights (without a tasks axis) one after the other, row-major, as a float32 vector."""
+    """Return the weights (without a tasks axis) one after the other, row-major, as a float32 vector."""
     return np.concatenate([np.ravel(w) for w in weights.values()]).astype(np.float32)
 
 
 def unflatten(flat, shapes):
-    """The dictionary of tensors, of these `shapes`, that `flatten` made into the vector `flat`."""
+    """Return the dictionary of tensors, of these `shapes`, that `flatten` made into the vector `flat`."""
     pieces = tf.split(flat, [int(np.prod(shape)) for shape in shapes.values()])
     return {name: tf.reshape(piece, shape) for piece, (name, shape) in zip(pieces, shapes.items())}

@@ -4,66 +4,30 @@ The same function serves the meta-objective, which differentiates through it, an
 adapted policies that act next.
 """
 
-import os
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from rl import policy as gaussian_policy
-
-
-class Samples(NamedTuple):
-    """What the policies of all tasks collected for one step, and the distributions that drew the actions.
-
-    Rows are time steps, padded at the end to one number for all tasks; padded rows may hold anything finite.
-    Actions are as drawn: neither scaled nor clipped. All float32.
-    """
-
-    observations: tf.Tensor  # [tasks, rows, obs_dim]
-    actions: tf.Tensor  # [tasks, rows, act_dim]
-    advantages: tf.Tensor  # [tasks, rows]
-    valid: tf.Tensor  # [tasks, rows], 1 for a task's first rows, those that exist, then 0
-    mean: tf.Tensor  # [tasks, rows, act_dim]
-    log_std: tf.Tensor  # [tasks, act_dim]
-
-    @classmethod
-    def drawn_by(cls, policy, phi, observations, actions, advantages, valid):
-        """Samples (arrays of the shapes above) drawn by the policies with weights phi, [tasks, ...]."""
-        observations = tf.constant(observations, tf.float32)
-        data = [tf.constant(np.asarray(x, np.float32)) for x in (actions, advantages, valid)]
-        mean, log_std = policy.mean_and_log_std(phi, observations)
-        return cls(observations, *data, mean, log_std)
-
-    @classmethod
-    def spec(cls, policy):
-        """The specification with which a function is compiled once, for any number of tasks and rows."""
-        rows, obs, act = (None, None), policy.obs_dim, policy.act_dim
-        shapes = cls((*rows, obs), (*rows, act), rows, rows, (*rows, act), (None, act))
-        return cls(*[tf.TensorSpec(shape, tf.float32) for shape in shapes])
-
-    def of_task(self, i):
-        """The samples of task i without its padding: fields [rows, ...], log_std [act_dim]."""
-        n = tf.cast(tf.reduce_sum(self.valid[i]), tf.int32)
-        return Samples(*[x[i, :n] for x in self[:-1]], self.log_std[i])
+from rl.policy import gaussian
+from rl.samples import Samples
 
 
 def surrogate_loss(policy, phi, samples):
-    """-mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
+    """Return -mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
 
-    Source: maml_npo.py, init_opt.
+    Source: maml_rl: maml_npo.py, init_opt.
     """
-    log_pi = gaussian_policy.gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
+    log_pi = gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
     return -tf.reduce_mean(log_pi * samples.advantages)
 
 
 def inner_step(policy, phi, samples, alpha, stop_grad=False):
-    """phi' = phi - alpha grad L(phi) on one task's samples, for the weights in `policy.adapted`.
+    """Return phi' = phi - alpha grad L(phi) on one task's samples, for the weights in `policy.adapted`.
 
     phi: dictionary of tensors; alpha: a step size, or a vector with one for each adapted weight tensor;
     stop_grad: take the gradient for a constant, as the first-order variant does. Returns a new dictionary.
-    Source: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
+    Source: maml_rl: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
     """
     adapted = {name: tf.convert_to_tensor(phi[name]) for name in policy.adapted}
     with tf.GradientTape() as tape:
@@ -76,26 +40,27 @@ def inner_step(policy, phi, samples, alpha, stop_grad=False):
     return {**phi, **{name: adapted[name] - a * gradients[name] for name, a in zip(adapted, alphas)}}
 
 
-def adapt(policy, phi, samples, alpha):
-    """The inner step of every task, to get the policies that act next; not to be differentiated.
+def adapt(policy, phi, samples, alpha, threads=2):
+    """Do the inner step of every task, to get the policies that act next; not to be differentiated.
 
-    phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`.
-    Returns the adapted weights phi' as arrays [tasks, ...]. Any number of steps: each from the last phi' and
-    its own new samples. (The original adapts every task from the last task's weights from the second step on,
-    maml_minimal_gauss_mlp_policy.py:190-206.)
+    phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`;
+    threads: how many tasks side by side. Returns the adapted weights phi' as arrays [tasks, ...].
+    Any number of steps: each from the last phi' and its own new samples. (The original adapts every task from the
+    last task's weights from the second step on, maml_rl: maml_minimal_gauss_mlp_policy.py:190-206.)
     """
     alpha = np.broadcast_to(np.asarray(alpha, np.float32), len(policy.adapted))
-    adapted = _compiled_adapt(policy)({name: phi[name] for name in policy.shapes}, samples, alpha)
+    adapted = _compiled_adapt(policy, threads)({name: phi[name] for name in policy.shapes}, samples, alpha)
     return {name: w.numpy() for name, w in adapted.items()}
 
 
 def for_all_tasks(theta, tasks):
-    """theta repeated for each task: float32 arrays [tasks, ...] (read-only views that cost no memory)."""
+    """Repeat theta for each task: float32 arrays [tasks, ...] (read-only views that cost no memory)."""
     return {name: np.broadcast_to(np.asarray(w, np.float32), (tasks, *w.shape)) for name, w in theta.items()}
 
 
 @lru_cache
-def _compiled_adapt(policy):
+def _compiled_adapt(policy, threads):
+    """Return the compiled inner step of all tasks; kept, so that each policy's is compiled once."""
     phi_spec = {name: tf.TensorSpec((None, *shape), tf.float32) for name, shape in policy.shapes.items()}
     alpha_spec = tf.TensorSpec([len(policy.adapted)], tf.float32)
 
@@ -105,12 +70,12 @@ def _compiled_adapt(policy):
             return inner_step(policy, {name: w[i] for name, w in phi.items()}, samples.of_task(i), alpha)
 
         signature = {name: tf.TensorSpec(shape, tf.float32) for name, shape in policy.shapes.items()}
-        return map_tasks(one_task, samples, signature)
+        return map_tasks(one_task, samples, signature, threads)
 
     return adapt_tasks
 
 
-def map_tasks(one_task, samples, signature):
-    """one_task(i) of each task i of `samples`, stacked, of that `signature`; side by side, a task a core."""
+def map_tasks(one_task, samples, signature, threads):
+    """Return one_task(i) of each task i of `samples`, stacked, of that `signature`; `threads` tasks side by side."""
     tasks = tf.range(tf.shape(samples.valid)[0])
-    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=os.cpu_count())
+    return tf.map_fn(one_task, tasks, fn_output_signature=signature, parallel_iterations=threads)

@@ -5,38 +5,11 @@ unnoticed, and an error in a simulation is raised by `collect`. Advantages, base
 are not made here.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from rl.envs import FAMILIES
 from rl.envs.base import with_task
-
-
-@dataclass
-class Paths:
-    """Samples of one sampling step for all tasks; paths lie one after the other along rows, as started.
-
-    observations: [tasks, rows, obs_dim] float32, zero after a task's last valid row
-    actions: [tasks, rows, act_dim] float32, as the policy drew them (not scaled, not clipped)
-    rewards: [tasks, rows] float64
-    path_lengths: for each task, the lengths of its paths; their sum is its number of valid rows
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    path_lengths: list[np.ndarray]
-
-    @property
-    def valid(self):
-        """[tasks, rows] float32: 1 where a row is a sample, 0 where it fills up."""
-        rows = np.array([lengths.sum() for lengths in self.path_lengths])
-        return (np.arange(self.rewards.shape[1]) < rows[:, None]).astype(np.float32)
-
-    def average_returns(self):
-        """[tasks] undiscounted return, mean over a task's paths."""
-        return self.rewards.sum(axis=1) / [len(lengths) for lengths in self.path_lengths]
+from rl.samples import Paths
 
 
 class Sampler:
@@ -46,8 +19,8 @@ class Sampler:
     seed: int or sequence of ints; oracle: append the task to the observations; threads: of MuJoCo.
 
     Each task gets what sampling one path after the other until at least rollouts x horizon time steps would
-    give (rllab/sampler/stateful_pool.py:172-185): whole paths, in the order in which they started, up to and
-    including the one that reaches that number. A path is kept or not by what was started before it, never by
+    give: whole paths, in the order in which they started, up to and including the one that reaches that number
+    (maml_rl: rllab/sampler/stateful_pool.py:172-185). A path is kept or not by what was started before it, never by
     its own length. (The original's vectorised sampler drops the paths in progress when the others suffice,
     which favours short ones.) Where no path ends early these are exactly `rollouts` paths of `horizon` steps.
 
@@ -72,12 +45,12 @@ class Sampler:
         self._collected = 0
 
     def _observe(self):
-        """float32 observations of all simulations [tasks * rollouts, obs_dim]."""
+        """Return observations of all simulations [tasks * rollouts, obs_dim] float32."""
         observations = self._world.observe()
         return (with_task(observations, self._env_tasks) if self.oracle else observations).astype(np.float32)
 
     def collect(self, act):
-        """Paths of all tasks.
+        """Collect Paths of all tasks.
 
         act(observations [tasks, rollouts, obs_dim] float32, noise [tasks, rollouts, act_dim] float32)
             -> actions [tasks, rollouts, act_dim], as mean + std * noise; noise is standard normal. It is
@@ -143,7 +116,7 @@ class Sampler:
 
 
 def _needed(lengths, wanted):
-    """[tasks, paths] bool: the path has begun, and those before it do not suffice; lengths: as started.
+    """Tell which paths have begun while those before do not suffice: [tasks, paths] bool; lengths: as started.
 
     A running path counts with its length up to now, so a path that is not needed will never be needed.
     """
@@ -151,7 +124,7 @@ def _needed(lengths, wanted):
 
 
 def _lay_out(kept, source):
-    """source [n, steps, ...] -> [tasks, rows, ...]; kept: each task's paths as (simulation, time steps)."""
+    """Lay source [n, steps, ...] out as [tasks, rows, ...]; kept: each task's paths as (simulation, time steps)."""
     tasks = [np.concatenate([source[path] for path in paths]) for paths in kept]
     result = np.zeros((len(tasks), max(map(len, tasks)), *source.shape[2:]), source.dtype)
     for rows, samples in zip(result, tasks):

@@ -1,7 +1,6 @@
-"""Meta-training with reinforcement learning (paper, algorithm 3), and what main.py runs for it.
+"""Meta-training with reinforcement learning, what main.py runs for it: when to log, save and stop.
 
-The outer step is maml_trpo.py's, the inner one reinforce.py's; here is what an iteration consists of, and when to
-log, save and stop. Tests are in evaluation.py.
+What an iteration consists of is in maml_trpo.py, tests are in evaluation.py.
 """
 
 import csv
@@ -17,32 +16,16 @@ import checkpoint
 from experiments import SOURCES, run_name
 from rl import video
 from rl.envs import FAMILIES
-from rl.evaluation import collect, test, test_tasks
-from rl.maml_trpo import MamlTrpo, MetaSettings
-from rl.policy import GaussianPolicy, flatten, unflatten
-from rl.reinforce import adapt, for_all_tasks
+from rl.evaluation import test, test_tasks
+from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
+from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
 from runtime import UserError
 from training import StopOnSignal, prepare_folder, print_settings
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
-METRICS = (
-    'iteration',
-    'return_before',  # average undiscounted return of the policy theta, over all tasks
-    'return_after',  # the same of the adapted policies
-    'loss_before',  # surrogate loss before and after the outer step
-    'loss_after',
-    'kl_before',  # mean KL from the policies that sampled
-    'kl_after',
-    'accepted',  # 1, or 0 where the line search found no step
-    'trials',  # of the line search
-    'entropy',  # of the adapted policies, mean over tasks
-    'explained_variance',  # by the adapted policies' baselines, mean over tasks
-    'env_steps',  # time steps that were kept
-    'env_steps_per_second',  # the same in the time of sampling alone
-    'seconds',
-)
+METRICS = ('iteration', *MetaIteration._fields[1:])
 BEST = 'best.npz'
 
 
@@ -50,7 +33,7 @@ def run(config, origins, threads):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
     folder = os.path.join(config.logdir, run_name(config))
     print_settings(config, origins)
-    model = Model(config)
+    model = make_model(config, threads)
     task = test_tasks(config)[0]
     if config.video:  # whoever has no renderer learns it before the test, not after
         video.check(config.video, config.datasource, task)
@@ -62,48 +45,34 @@ def run(config, origins, threads):
         after = f'after {steps} gradient step{"s" if steps > 1 else ""}'
         shown = {'before adaptation': 0, after: steps} if steps else {'the policy': 0}
         weights = {caption: {k: w[0] for k, w in phis[n].items()} for caption, n in shown.items()}
-        video.write(config.video, config.datasource, task, model.oracle, model.policy.act, weights)
+        video.write(config.video, config.datasource, task, config.baseline == 'oracle', model.policy.act, weights)
         print(f'the first test task, {task.tolist()}, is shown in {config.video}')
 
 
-class Model:
-    """The policy of these settings, its outer step, and theta as the variables that checkpoints hold.
+def make_model(config, threads):
+    """Return the MamlTrpo of these settings, its weights fresh.
 
     --baseline=oracle: the policy observes the task too; context: it reads as many context variables as
-    observations, and the inner step changes them alone (maml_minimal_gauss_mlp_policy.py, latent_task_var).
+    observations, and the inner step changes them alone (maml_rl: maml_minimal_gauss_mlp_policy.py,
+    latent_task_var).
     """
-
-    def __init__(self, config):
-        env = FAMILIES[config.datasource].env
-        self.oracle = config.baseline == 'oracle'
-        self.policy = GaussianPolicy(
-            env.observation_size + self.oracle * int(np.prod(env.task_shape)),
-            env.action_size,
-            hidden_sizes=SOURCES[config.datasource].dim_hidden,
-            nonlinearity=config.nonlinearity,
-            context_size=env.observation_size if config.baseline == 'context' else 0,
-        )
-        settings = MetaSettings(
-            num_updates=config.num_updates,
-            update_lr=config.update_lr,
-            learn_update_lr=config.learn_update_lr,
-            stop_grad=config.stop_grad,
-            kl_constrain_step=config.kl_constrain_step,
-            trust_region=TrustRegion(max_kl=config.meta_step_size),
-        )
-        self.maml = MamlTrpo(self.policy, settings)
-        theta = unflatten(self.maml.init(config.seed), self.maml.shapes)
-        self.weights = {name: tf.Variable(weight, name=name) for name, weight in theta.items()}
-
-    @property
-    def theta(self):
-        """All weights, and the step sizes if they are learned, as the flat vector of `MamlTrpo`."""
-        return flatten({name: weight.numpy() for name, weight in self.weights.items()})
-
-    @theta.setter
-    def theta(self, flat):
-        for name, weight in unflatten(flat, self.maml.shapes).items():
-            self.weights[name].assign(weight)
+    env = FAMILIES[config.datasource].env
+    policy = GaussianPolicy(
+        env.observation_size + (config.baseline == 'oracle') * int(np.prod(env.task_shape)),
+        env.action_size,
+        hidden_sizes=SOURCES[config.datasource].dim_hidden,
+        nonlinearity=config.nonlinearity,
+        context_size=env.observation_size if config.baseline == 'context' else 0,
+    )
+    settings = MetaSettings(
+        num_updates=config.num_updates,
+        update_lr=config.update_lr,
+        learn_update_lr=config.learn_update_lr,
+        stop_grad=config.stop_grad,
+        kl_constrain_step=config.kl_constrain_step,
+        trust_region=TrustRegion(max_kl=config.meta_step_size),
+    )
+    return MamlTrpo(policy, settings, config.seed, threads)
 
 
 def train(config, origins, model, folder, threads):
@@ -120,7 +89,7 @@ def train(config, origins, model, folder, threads):
         config.datasource,
         np.zeros((config.meta_batch_size, *env.task_shape)),
         config.update_batch_size,
-        oracle=model.oracle,
+        oracle=config.baseline == 'oracle',
         threads=threads,
     )
     progress = tqdm(total=total, initial=iteration, disable=None, dynamic_ncols=True)
@@ -129,9 +98,10 @@ def train(config, origins, model, folder, threads):
             try:
                 sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
                 with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed below
-                    theta, metrics = meta_iteration(model, sampler)
+                    theta, *values = meta_iteration(model, sampler)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise not_finite(iteration, error, folder) from None
+            metrics = dict(zip(METRICS[1:], values))
             for name, value in metrics.items():
                 if not np.isfinite(value):
                     raise not_finite(iteration, f'{name} is {value}', folder)
@@ -165,7 +135,7 @@ def train(config, origins, model, folder, threads):
 
 
 def train_tasks(config, iteration):
-    """The tasks of an iteration, a function of the seed and the iteration alone: [meta_batch_size, ...].
+    """Return the tasks of an iteration, a function of the seed and the iteration alone: [meta_batch_size, ...].
 
     The last number tells this stream from that of the initial weights; the sampler's are children of others.
     """
@@ -173,62 +143,8 @@ def train_tasks(config, iteration):
     return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
 
 
-def meta_iteration(model, sampler):
-    """Algorithm 3, lines 3 to 10, on the sampler's tasks: returns the new theta and the METRICS but the first.
-
-    Without inner steps this is an iteration of TRPO on all tasks together.
-    """
-    start, theta = time.time(), model.theta
-    phi = for_all_tasks(model.maml.weights(theta), len(sampler.tasks))
-    steps, returns, sampling = [], [], 0.0
-    for alpha in [*model.maml.step_sizes(theta), None]:
-        before = time.time()
-        paths, estimates, samples = collect(model.policy, sampler, phi)
-        sampling += time.time() - before
-        steps.append(samples)
-        returns.append(paths.average_returns().mean())
-        if alpha is not None:
-            phi = adapt(model.policy, phi, samples, alpha)
-    outcome = model.maml.step(theta, steps)
-    if not np.isfinite(outcome.gradient).all():
-        raise FloatingPointError('the meta-gradient is not finite')
-    env_steps = sum(int(samples.valid.numpy().sum()) for samples in steps)
-    metrics = (
-        returns[0],
-        returns[-1],
-        outcome.loss_before,
-        outcome.loss_after,
-        outcome.kl_before,
-        outcome.kl_after,
-        int(outcome.accepted),
-        len(outcome.trials),
-        entropy(steps[-1].log_std.numpy()),
-        explained_variance(estimates, paths.valid),
-        env_steps,
-        env_steps / sampling,
-        time.time() - start,
-    )
-    return outcome.theta, dict(zip(METRICS[1:], metrics))
-
-
-def entropy(log_std):
-    """Entropy of Gaussian policies with log standard deviations [tasks, act_dim], mean over tasks."""
-    return float((log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=1).mean())
-
-
-def explained_variance(estimates, valid):
-    """1 - Var(returns - values) / Var(returns) of each task's samples, mean over tasks.
-
-    Source: rllab/misc/special.py, explained_variance_1d.
-    """
-    shares = []
-    for returns, values, rows in zip(estimates.returns, estimates.values, valid.astype(bool)):
-        shares.append(1 - np.var((returns - values)[rows]) / (np.var(returns[rows]) + 1e-8))
-    return float(np.mean(shares))
-
-
 def not_finite(iteration, error, folder):
-    """The UserError for numbers that have become useless."""
+    """Return the UserError for numbers that have become useless."""
     return UserError(
         f'not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} '
         'is kept; try a smaller --update_lr or --meta_step_size'
@@ -236,7 +152,7 @@ def not_finite(iteration, error, folder):
 
 
 def best_return(folder, iteration):
-    """The average return of the best theta so far, -inf at the start, where one of another run is removed."""
+    """Return the average return of the best theta so far, -inf at the start, where one of another run is removed."""
     path = os.path.join(folder, BEST)
     if not os.path.exists(path):
         return -math.inf
@@ -247,7 +163,7 @@ def best_return(folder, iteration):
 
 
 def progress_file(folder, iteration):
-    """progress.csv, open for further rows; those of iterations that will be done again are dropped."""
+    """Open progress.csv for further rows; those of iterations that will be done again are dropped."""
     path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
         with open(path, newline='') as file:

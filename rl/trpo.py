@@ -1,7 +1,7 @@
 """Trust region policy optimisation of any loss under any KL, both functions of a flat float32 vector.
 
 Conjugate gradients on finite-difference Hessian-vector products, then a back-tracking line search
-(Schulman et al. 2015, with the choices of conjugate_gradient_optimizer.py). Nothing here knows of policies.
+(Schulman et al. 2015, with the choices of maml_rl: conjugate_gradient_optimizer.py). Nothing here knows of policies.
 """
 
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class TrpoStep:
 
 
 def trpo_step(loss_and_kl, loss_gradient, kl_gradient, theta, settings=TrustRegion()):
-    """One TRPO step from theta (float32 vector); returns a TrpoStep.
+    """Do one TRPO step from theta (float32 vector); returns a TrpoStep.
 
     loss_and_kl(theta) -> two numbers; loss_gradient(theta), kl_gradient(theta) -> vectors like theta.
-    Source: conjugate_gradient_optimizer.py:237-302.
+    Source: maml_rl: conjugate_gradient_optimizer.py:237-302.
     """
 
     def hessian_product(v):
@@ -68,10 +68,10 @@ def trpo_step(loss_and_kl, loss_gradient, kl_gradient, theta, settings=TrustRegi
 
 
 def finite_difference_product(gradient, theta, v):
-    """H v from symmetric differences of `gradient`, where v is scaled by 1 / (|theta| + 1e-8).
+    """Return H v from symmetric differences of `gradient`, where v is scaled by 1 / (|theta| + 1e-8).
 
     That step is large on purpose: the original passes its number of slices, 1, for `base_eps`
-    (conjugate_gradient_optimizer.py:62,163), and the 1e-8 it meant would leave theta where it is in float32.
+    (maml_rl: conjugate_gradient_optimizer.py:62,163), and the 1e-8 it meant would leave theta where it is in float32.
     So this is a difference of the gradient along v, not an approximation of the exact product, and the
     directions that come of the two differ.
     """
@@ -80,9 +80,10 @@ def finite_difference_product(gradient, theta, v):
 
 
 def conjugate_gradients(product, b, iterations=10, tolerance=1e-10):
-    """x with A x = b after at most `iterations`, where product(p) = A p; ends when |b - A x|^2 < tolerance.
+    """Solve A x = b in at most `iterations`, where product(p) = A p; ends when |b - A x|^2 < tolerance.
 
-    In the precision of b. Source: rllab/misc/krylov.py, cg.
+    Vectors like b, in its precision.
+    Source: maml_rl: rllab/misc/krylov.py, cg.
     """
     x, r, p = np.zeros_like(b), b.copy(), b.copy()
     rr = r @ r
@@ -99,20 +100,20 @@ def conjugate_gradients(product, b, iterations=10, tolerance=1e-10):
 
 
 def initial_step_size(direction, hessian_direction, max_kl):
-    """beta with beta^2 d H d / 2 = max_kl, or 1 where d H d is negative or not a number.
+    """Return beta with beta^2 d H d / 2 = max_kl, or 1 where d H d is negative or not a number.
 
-    Source: conjugate_gradient_optimizer.py:270-275.
+    Source: maml_rl: conjugate_gradient_optimizer.py:270-275.
     """
     curvature = float(direction @ hessian_direction) + 1e-8
     return float(np.sqrt(2.0 * max_kl / curvature)) if curvature > 0 else 1.0
 
 
 def line_search(loss_and_kl, theta, full_step, loss_before, settings=TrustRegion()):
-    """Tries theta - ratio^k full_step, k = 0, 1, ..., until the loss falls and the KL is within its limit.
+    """Try theta - ratio^k full_step, k = 0, 1, ..., until the loss falls and the KL is within its limit.
 
     Returns the point, or None if there is none, and the list of (loss, kl) at each trial. The last test is
     stricter than the search's (KL below the limit, not at it), and a loss or KL that is no number fails both.
-    Source: conjugate_gradient_optimizer.py:280-302.
+    Source: maml_rl: conjugate_gradient_optimizer.py:280-302.
     """
     trials = []
     for k in range(settings.max_backtracks):

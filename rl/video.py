@@ -24,7 +24,7 @@ CAPTION = 16  # pixels, height of the line above them
 
 
 def check(path, family, task):
-    """Raises UserError where `path` cannot be written or this machine cannot render the family."""
+    """Make sure that `path` can be written and the family rendered here; raises UserError where it cannot."""
     folder = os.path.dirname(path) or '.'
     if not os.access(folder, os.W_OK):
         raise runtime.UserError(f'--video={path}: {folder} is no folder that can be written to')
@@ -32,7 +32,7 @@ def check(path, family, task):
 
 
 def write(path, family, task, oracle, act, weights):
-    """Writes the .gif `path` of a path of each policy; weights: caption -> weights (without tasks axis).
+    """Write the .gif `path` of a path of each policy; weights: caption -> weights (without tasks axis).
 
     act: `GaussianPolicy.act`. All act under the same noise from the same start; a path that has ended shows its
     last picture. Raises UserError where there is no renderer.
@@ -52,7 +52,7 @@ def write(path, family, task, oracle, act, weights):
 
 
 def actions(family, task, oracle, act, phi):
-    """What the policy with weights phi does in one path from seed 0: [time steps, act_dim]."""
+    """Return what the policy with weights phi does in one path from seed 0: [time steps, act_dim]."""
     env, rng = FAMILIES[family].env(task=task, oracle=oracle), np.random.default_rng(0)
     observation, _ = env.reset(seed=0)
     taken, terminated = [], False
@@ -64,7 +64,7 @@ def actions(family, task, oracle, act, phi):
 
 
 def pictures(family, task, actions, every):
-    """`replay` in a process of its own; UserError where it fails."""
+    """Call `replay` in a process of its own; raises UserError where it fails."""
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(1, spawn, prepare, (runtime.renderer,)) as process:
         try:
@@ -78,7 +78,7 @@ def pictures(family, task, actions, every):
 
 
 def prepare(renderer):
-    """Settles what a process renders with, as MUJOCO_GL does; None: EGL without a display, else MuJoCo's choice."""
+    """Settle what a process renders with, as MUJOCO_GL does; None: EGL without a display, else MuJoCo's choice."""
     if renderer is None and sys.platform == 'linux' and not os.environ.keys() & {'DISPLAY', 'WAYLAND_DISPLAY'}:
         renderer = 'egl'
     if renderer is not None:
@@ -88,7 +88,7 @@ def prepare(renderer):
 
 
 def replay(family, task, actions, every):
-    """Pictures [height, width, 3] of the path from seed 0: its start, after each `every` actions, its end."""
+    """Return pictures [height, width, 3] of the path from seed 0: its start, after each `every` actions, its end."""
     env_class = FAMILIES[family].env
     view = {'width': SIZE, 'height': SIZE, 'camera_name': 'track'} if hasattr(env_class, 'asset') else {}
     env = env_class(task=task, render_mode='rgb_array', **view)

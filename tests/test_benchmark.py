@@ -9,7 +9,6 @@ from program import MAIN
 
 import benchmark
 from maml import Network
-from rl.benchmark import measure_iteration, measure_rates
 
 
 @pytest.mark.parametrize(
@@ -49,13 +48,13 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
 
 
 def test_rates_of_the_sampler():
-    rates = measure_rates('cheetah_vel', tasks=2, rollouts=3, steps=5)
+    rates = benchmark.measure_rates('cheetah_vel', tasks=2, rollouts=3, steps=5)
     assert set(rates) == {'sampler', 'raw', 'sync_vector'} and min(rates.values()) > 0
 
 
 def test_parts_of_a_meta_iteration():
     config = benchmark.settings(datasource='cheetah_vel', meta_batch_size=2, update_batch_size=1)
-    parts = measure_iteration(config, threads=2, repeats=1)
+    parts = benchmark.measure_iteration(config, threads=2, repeats=1)
     assert parts['env_steps'] == 2 * 2 * 200
     names = 'sampling', 'gradient', 'conjugate_gradients', 'line_search'
     assert sum(parts[name] for name in names) < parts['seconds']

@@ -8,8 +8,9 @@ import tensorflow as tf
 from test_rl_golden import compiled, load, relative_error
 
 from rl.maml_trpo import MamlTrpo, MetaSettings
-from rl.policy import GaussianPolicy, unflatten
-from rl.reinforce import Samples, adapt, for_all_tasks
+from rl.policy import GaussianPolicy, flatten, unflatten
+from rl.reinforce import adapt, for_all_tasks
+from rl.samples import Samples
 from rl.trpo import TrustRegion, finite_difference_product, initial_step_size, line_search, trpo_step
 
 POLICY = GaussianPolicy(3, 2, hidden_sizes=(8, 8), nonlinearity='tanh')
@@ -29,9 +30,10 @@ def meta_problem(policy=POLICY, moved=0.1, **settings):
     """MamlTrpo, a theta that is `moved` from the one that drew the samples, and those samples."""
     rng = np.random.default_rng(0)
     maml = compiled(policy, MetaSettings(update_lr=0.3, **settings))
-    theta = (maml.init(seed=1) + 0.1 * rng.standard_normal(maml.init(seed=1).shape)).astype(np.float32)
-    phi, steps = for_all_tasks(maml.weights(theta), 3), []
-    for rows, alpha in zip(ROWS, [*maml.step_sizes(theta), None]):
+    theta = flatten(maml.init(seed=1))
+    maml.theta = theta = (theta + 0.1 * rng.standard_normal(theta.shape)).astype(np.float32)
+    phi, steps = maml.unadapted(3), []
+    for rows, alpha in zip(ROWS, [*maml.step_sizes(), None]):
         steps.append(random_samples(policy, phi, rows, rng))
         if alpha is not None:
             phi = adapt(policy, phi, steps[-1], alpha)
@@ -144,7 +146,7 @@ def test_padded_rows_do_not_matter():
         dirty.append(Samples(*fields[:3], (~padding).astype(np.float32), fields[3], samples.log_std))
     for function in (maml.loss_and_kl, maml.loss_gradient, maml.kl_gradient):
         np.testing.assert_allclose(function(theta, dirty), function(theta, steps), rtol=1e-6, atol=1e-7)
-    phi = for_all_tasks(maml.weights(theta), 3)
+    phi = for_all_tasks(unflatten(theta, maml.shapes), 3)
     for name, weight in adapt(POLICY, phi, dirty[0], 0.3).items():
         np.testing.assert_allclose(weight, adapt(POLICY, phi, steps[0], 0.3)[name], rtol=1e-6, atol=1e-7)
 
@@ -181,8 +183,9 @@ def test_outer_step_keeps_its_promises():
     step = maml.step(theta, steps[:2])
     assert step.accepted and step.loss_after < step.loss_before and step.kl_after < 0.01
     assert (step.loss_after, step.kl_after) == pytest.approx(maml.loss_and_kl(step.theta, steps[:2]), abs=1e-7)
-    assert np.abs(maml.step_sizes(step.theta) - 0.3).max() > 1e-3
-    assert maml.step_sizes(step.theta).shape == (1, len(POLICY.adapted))
+    maml.theta = step.theta
+    assert np.abs(maml.step_sizes() - 0.3).max() > 1e-3
+    assert maml.step_sizes().shape == (1, len(POLICY.adapted))
 
 
 def test_inner_step_changes_the_context_alone():

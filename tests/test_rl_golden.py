@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rl.baseline import discounted_sums, estimate, features
+from rl.advantages import discounted_sums, estimate, features
 from rl.maml_trpo import MamlTrpo, MetaSettings
 from rl.policy import GaussianPolicy, flatten, gaussian, kl, unflatten
-from rl.reinforce import Samples, adapt, for_all_tasks, surrogate_loss
+from rl.reinforce import adapt, for_all_tasks, surrogate_loss
+from rl.samples import Samples
 from rl.trpo import conjugate_gradients, finite_difference_product, initial_step_size
 
 GOLDEN = Path(__file__).parent / 'golden' / 'rl'
@@ -73,8 +74,10 @@ def step(case):
 def test_flat_order(case):
     assert list(case.policy.shapes) == list(case.g['meta/param_keys'])
     np.testing.assert_array_equal(flatten({k: case.g[f'params/{k}'] for k in case.policy.shapes}), case.theta)
-    for name, weight in case.maml.weights(case.theta).items():
+    case.maml.theta = case.theta
+    for name, weight in case.maml.weights.items():
         np.testing.assert_array_equal(weight, case.g[f'params/{name}'])
+    np.testing.assert_array_equal(case.maml.theta, case.theta)
 
 
 @pytest.mark.parametrize('name', ['trpo_point', 'trpo_point_tanh', 'trpo_point_rowcut'])

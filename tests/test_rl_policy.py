@@ -1,11 +1,13 @@
 """The policy's two forms, TensorFlow and NumPy, and the baseline on cases that can be worked out by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow_probability as tfp
 
-from rl.baseline import estimate, features, fit, next_values
-from rl.policy import GaussianPolicy, flatten, gaussian, kl
+from rl.advantages import estimate, explained_variance, features, fit, next_values
+from rl.policy import GaussianPolicy, entropy, flatten, gaussian, kl
 
 
 def test_initial_weights():
@@ -85,3 +87,11 @@ def test_estimate_by_hand():
     np.testing.assert_array_equal(next_values(np.array([5.0, 6.0, 7.0]), [2, 1]), [6.0, 0.0, 0.0])
     with pytest.raises(ValueError, match='rows'):
         estimate(observations, rewards, [[4, 2], [5]])
+
+
+def test_entropy_and_explained_variance():
+    assert entropy(np.zeros((3, 2))) == pytest.approx(np.log(2 * np.pi * np.e))
+    values = np.array([[0.0, 1.0, 2.0, 9.0], [1.0, 1.0, 1.0, 1.0]])
+    estimates = SimpleNamespace(returns=np.array([[0.0, 1, 2, 0], [0, 1, 2, 3]]), values=values)
+    valid = np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]])
+    assert explained_variance(estimates, valid) == pytest.approx(0.5)

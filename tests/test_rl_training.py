@@ -39,7 +39,7 @@ def settings(datasource='point', **given):
 def run_here(tmp_path, **given):
     """What main.py does with these flags, in this process; returns the configuration and the run's folder."""
     config = settings(**TINY | {'logdir': str(tmp_path), 'metatrain_iterations': 2, 'save_interval': 1} | given)
-    training.run(config, {}, runtime.available_cores())
+    training.run(config, {}, config.threads or runtime.available_cores())
     return config, tmp_path / experiments.run_name(config)
 
 
@@ -198,9 +198,17 @@ def test_runs_that_differ_do_not_share_a_folder():
 
 def test_the_flags_reach_the_outer_step():
     given = {'num_updates': 2, 'kl_constrain_step': 1, 'stop_grad': True, 'meta_step_size': 0.5}
-    reached = training.Model(settings(**given)).maml.settings
+    reached = training.make_model(settings(**given), threads=2).settings
     assert reached.trust_region.max_kl == given.pop('meta_step_size')
     assert given == {name: getattr(reached, name) for name in given}
+
+
+def test_the_threads_reach_the_tasks(tmp_path, monkeypatch):
+    """As many tasks side by side as threads were settled, in the inner step and in the outer one."""
+    used, map_fn = [], tf.map_fn
+    monkeypatch.setattr(tf, 'map_fn', lambda *args, **kwargs: used.append(kwargs) or map_fn(*args, **kwargs))
+    run_here(tmp_path, threads=3, metatrain_iterations=1, test_num_updates=1)
+    assert [kwargs['parallel_iterations'] for kwargs in used] == [3] * 4  # adapt, and the outer step's functions
 
 
 def test_step_sizes_of_a_test():
@@ -233,14 +241,13 @@ def test_the_best_iterate_is_kept_and_tested(trained):
     with np.load(trained / 'best.npz') as saved:
         assert saved['iteration'] == best and saved['average_return'] == earned[best]
     config = settings(**TINY)
-    model = training.Model(config)
+    model = training.make_model(config, threads=2)
+    assert training.load_for_test(config, model, trained).endswith('best.npz')
+    np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'best.npz')['W0'])
     sampler = Sampler('point', training.train_tasks(config, best), 2, seed=(1, best))
-    weights = saved_weights(trained / 'best.npz')
-    paths, _ = evaluation.adapt_and_measure(model.policy, weights, sampler, [0.5])
+    paths, _ = evaluation.adapt_and_measure(model, sampler, [0.5])
     assert paths[1].average_returns().mean() == earned[best]
 
-    assert training.load_for_test(config, model, trained).endswith('best.npz')
-    np.testing.assert_array_equal(model.weights['W0'], weights['W0'])
     config.train, config.test_iter = False, 9
     assert training.load_for_test(config, model, trained).endswith('model9.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'model9.npz')['W0'])
@@ -278,13 +285,13 @@ def test_only_the_context_is_adapted(tmp_path):
     """And its step size is learned, in the first-order variant."""
     variant = dict(baseline='context', learn_update_lr=True, stop_grad=True, test_num_updates=2)
     config, folder = run_here(tmp_path, **variant)
-    model = training.Model(config)
+    model = training.make_model(config, threads=2)
     start = {name: weight.numpy() for name, weight in model.weights.items()}
     assert start['context'].shape == (2,) and not start['context'].any() and start['W0'].shape == (4, 100)
     after = saved_weights(folder / 'model2.npz')
     assert after['context'].any() and not np.array_equal(after['W0'], start['W0'])  # the outer step: everything
     sampler = Sampler('point', evaluation.test_tasks(config), 2)
-    paths, phis = evaluation.adapt_and_measure(model.policy, model.maml.weights(model.theta), sampler, [0.5])
+    paths, phis = evaluation.adapt_and_measure(model, sampler, [0.5])
     assert [collected.average_returns().shape for collected in paths] == [(3,), (3,)]
     for name in phis[0]:
         changed = (phis[1][name] != phis[0][name]).reshape(3, -1).any(axis=1)
@@ -295,7 +302,7 @@ def test_only_the_context_is_adapted(tmp_path):
     assert after['alpha'].shape == (1, 1) and after['alpha'] != 0.5
     config.train, config.init_from = False, str(folder / 'model2.npz')
     training.load_for_test(config, model, folder)
-    np.testing.assert_array_equal(model.maml.step_sizes(model.theta), after['alpha'])
+    np.testing.assert_array_equal(model.step_sizes(), after['alpha'])
 
 
 def test_numbers_that_explode_stop_the_run(tmp_path):
@@ -342,11 +349,3 @@ def test_progress_loses_the_rows_that_will_be_done_again(tmp_path):
     with training.progress_file(tmp_path, 2) as file:
         csv.writer(file).writerow([2] + [8] * (len(training.METRICS) - 1))
     assert [(row['iteration'], row['seconds']) for row in progress(tmp_path)] == [('0', '7'), ('1', '7'), ('2', '8')]
-
-
-def test_entropy_and_explained_variance():
-    assert training.entropy(np.zeros((3, 2))) == pytest.approx(np.log(2 * np.pi * np.e))
-    values = np.array([[0.0, 1.0, 2.0, 9.0], [1.0, 1.0, 1.0, 1.0]])
-    estimates = types.SimpleNamespace(returns=np.array([[0.0, 1, 2, 0], [0, 1, 2, 3]]), values=values)
-    valid = np.array([[1.0, 1, 1, 0], [1, 1, 1, 1]])
-    assert training.explained_variance(estimates, valid) == pytest.approx(0.5)

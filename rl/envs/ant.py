@@ -11,13 +11,14 @@ from rl.envs.base import TORSO, TaskMujocoEnv
 class AntEnv(TaskMujocoEnv):
     """rllab's ant, the part that both families share. It is not gymnasium's Ant task: see `edit`.
 
-    Observation (ant_env_rand.py:21-28), 125 numbers: qpos (15, with x and y), qvel (14), contact forces of
-    the 14 bodies clipped to [-1, 1] (84), rotation matrix of the torso (9), centre of mass of the whole
-    body (3). Action: 8 numbers in [-1, 1], scaled to torques of +-150.
-    reward = run_reward(v, task) + 0.05 - 0.005 |a|^2 - 0.0005 |clip(contact forces)|^2
-    (ant_env_rand.py:52-59), a the clipped action in [-1, 1], v the x velocity (m/s) of the whole body's
-    centre of mass. An episode ends when the torso is not at 0.2 <= z <= 1 m, or the state is not finite
-    (60-63); a step into such a state earns 0, so that it cannot spoil the other samples.
+    Observation, 125 numbers: qpos (15, with x and y), qvel (14), contact forces of the 14 bodies clipped to
+    [-1, 1] (84), rotation matrix of the torso (9), centre of mass of the whole body (3). Action: 8 numbers in
+    [-1, 1], scaled to torques of +-150.
+    reward = run_reward(v, task) + 0.05 - 0.005 |a|^2 - 0.0005 |clip(contact forces)|^2, a the clipped action in
+    [-1, 1], v the x velocity (m/s) of the whole body's centre of mass. An episode ends when the torso is not at
+    0.2 <= z <= 1 m, or the state is not finite; a step into such a state earns 0, so that it cannot spoil the
+    other samples.
+    Source: maml_rl: ant_env_rand.py:21-28 (observation), 52-59 (reward), 60-63 (end).
     """
 
     asset = 'ant.xml'
@@ -28,7 +29,7 @@ class AntEnv(TaskMujocoEnv):
 
     @staticmethod
     def edit(spec):
-        """rllab's ant.xml has another time step and softer contacts; its torques are the same."""
+        """Set the time step and the softer contacts of rllab's ant.xml; its torques are the same."""
         spec.option.timestep = 0.02
         for geom in spec.geoms:
             geom.solimp[:3] = 0.8, 0.8, 0.01
@@ -66,7 +67,7 @@ class AntEnv(TaskMujocoEnv):
 
 
 class AntVelEnv(AntEnv):
-    """Task: goal velocity g ~ U(0, 3) m/s; run_reward = 1 - |v - g| (ant_env_rand.py:30-31, 52)."""
+    """Task: goal velocity g ~ U(0, 3) m/s; run_reward = 1 - |v - g| (maml_rl: ant_env_rand.py:30-31, 52)."""
 
     @staticmethod
     def sample_tasks(rng, n):
@@ -80,7 +81,8 @@ class AntVelEnv(AntEnv):
 class AntDirEnv(AntEnv):
     """Task: direction d = -1 or +1, even odds; run_reward = d v, without the velocity family's +1.
 
-    The original draws g ~ U(0, 3), d = -1 for g < 1.5, else +1 (ant_env_rand_direc.py:28-30, 39, 51).
+    The original draws g ~ U(0, 3), d = -1 for g < 1.5, else +1.
+    Source: maml_rl: ant_env_rand_direc.py:28-30, 39, 51.
     """
 
     @staticmethod

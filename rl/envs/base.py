@@ -2,7 +2,6 @@
 
 Each environment class writes its observation, reward and end of episode once, for a leading axis [n, ...].
 `TaskMujocoEnv` calls these formulas with n = 1, `MujocoWorld` with every simulation of the sampler.
-file:line in the environments' docstrings points into github.com/cbfinn/maml_rl at 9c8e2eb.
 """
 
 import copy
@@ -24,12 +23,12 @@ TORSO = 1  # body 0 is the world, body 1 the torso: the root of the tree in both
 
 
 def scale_action(action, low, high):
-    """The policy's [-1, 1] becomes the environment's [low, high], clipped (normalized_env.py:82-83)."""
+    """Map the policy's [-1, 1] to the environment's [low, high], clipped (maml_rl: normalized_env.py:82-83)."""
     return np.clip(low + (action + 1.0) * 0.5 * (high - low), low, high)
 
 
 def with_task(observations, tasks):
-    """Oracle's observation: observations [n, obs] with the tasks [n, ...] appended."""
+    """Append the tasks [n, ...] to observations [n, obs], for the oracle."""
     return np.concatenate([observations, tasks.reshape(len(observations), -1)], axis=1)
 
 
@@ -64,12 +63,12 @@ class TaskEnv(gymnasium.Env):
         return task
 
     def _choose_task(self):
-        """The given task, or one drawn from the environment's own stream (after `reset` has seeded it)."""
+        """Take the given task, or one drawn from the environment's own stream (after `reset` has seeded it)."""
         given = self._given_task
         self.task = self.sample_tasks(self.np_random, 1)[0] if given is None else given
 
     def _append_task(self, observation):
-        """observation [1, obs] -> what the agent sees [obs or obs + task]."""
+        """Return what the agent sees, [obs or obs + task], of an observation [1, obs]."""
         return (with_task(observation, self.task[None]) if self.oracle else observation)[0].copy()
 
 
@@ -98,7 +97,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
     @classmethod
     @functools.cache
     def compile_model(cls):
-        """The MjModel of this class; callers that change it work on a copy."""
+        """Return the MjModel of this class; callers that change it work on a copy."""
         spec = mujoco.MjSpec.from_file(str(ASSETS / cls.asset))
         cls.edit(spec)
         # A diverged simulation has to show in its state; MuJoCo would put it back to the start in silence.
@@ -113,10 +112,10 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
 
     @classmethod
     def initial_state(cls, noise):
-        """Start of an episode: init + .01 N for positions, .1 N for velocities (mujoco_env.py:110-113).
+        """Return the start of an episode, init + .01 N for positions, .1 N for velocities: qpos [n, nq], qvel [n, nv].
 
-        noise: [n, nq + nv], standard normal. Returns qpos [n, nq], qvel [n, nv].
-        The initial pose is the model's own number `init_qpos` if it has one (mujoco_env.py:80-85).
+        noise: [n, nq + nv], standard normal. The initial pose is the model's own number `init_qpos` if it has one.
+        Source: maml_rl: mujoco_env.py:80-85, 110-113.
         """
         model = cls.compile_model()
         pose = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_NUMERIC, 'init_qpos')
@@ -125,13 +124,13 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
 
     @staticmethod
     def unstable(state):
-        """[n] bool: the state is not finite, or as large as MuJoCo's own limit for one (mjMAXVAL, 1e10)."""
+        """Tell where the state is not finite, or as large as MuJoCo's limit for one (mjMAXVAL, 1e10): [n] bool."""
         square = sum(np.einsum('ij,ij->i', part, part) for part in (state.qpos, state.qvel))
         return ~(square < mujoco.mjMAXVAL**2)
 
     @classmethod
     def world(cls, n, threads=2):
-        """n simulations of this environment that step together."""
+        """Return n simulations of this environment that step together."""
         return MujocoWorld(cls, n, threads)
 
     def _initialize_simulation(self):
@@ -150,7 +149,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         return self._append_task(self.observe(self._state))
 
     def step(self, action):
-        """One time step, then mj_forward (as mujoco_env.py:184-188): all reads are of the new state."""
+        """Advance a time step, then mj_forward: all reads are of the new state (maml_rl: mujoco_env.py:184-188)."""
         control = scale_action(np.asarray(action, np.float64), *self.model.actuator_ctrlrange.T)
         self.data.ctrl[:] = control
         mujoco.mj_step(self.model, self.data)
@@ -190,7 +189,7 @@ class MujocoWorld:
         self.env.derive(self.state)
 
     def observe(self):
-        """Observations [n, obs] float64."""
+        """Return observations [n, obs] float64."""
         return self.env.observe(self.state)
 
     def step(self, actions, tasks, ids=None):

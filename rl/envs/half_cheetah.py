@@ -11,12 +11,12 @@ from rl.envs.base import TORSO, TaskMujocoEnv
 class HalfCheetahEnv(TaskMujocoEnv):
     """rllab's half-cheetah, the part that both families share.
 
-    Observation (half_cheetah_env_rand.py:42-46), 20 numbers: qpos without x (8), qvel (9), and the centre
-    of mass of the whole body (3). Action: 6 torques in [-1, 1]. An episode never ends by itself.
-    reward = run_reward(v, task) - 0.05 |a|^2, a the clipped action and v the x velocity (m/s) of the centre
-    of mass of the WHOLE body, not of the torso (half_cheetah_env_rand.py:61-63;
-    rllab/mujoco_py/mjcore.py:58-81).
+    Observation, 20 numbers: qpos without x (8), qvel (9), and the centre of mass of the whole body (3). Action: 6
+    torques in [-1, 1]. An episode never ends by itself.
+    reward = run_reward(v, task) - 0.05 |a|^2, a the clipped action and v the x velocity (m/s) of the centre of mass
+    of the WHOLE body, not of the torso.
     Time step 0.01 s; gymnasium's half_cheetah.xml is rllab's model as it is.
+    Source: maml_rl: half_cheetah_env_rand.py:42-46, 61-63, and maml_rl: rllab/mujoco_py/mjcore.py:58-81.
     """
 
     asset = 'half_cheetah.xml'
@@ -26,7 +26,7 @@ class HalfCheetahEnv(TaskMujocoEnv):
     @classmethod
     @functools.cache
     def levers(cls):
-        """What each body's rotation adds to the centre of mass: x, z [bodies] at angle 0; and the start [3].
+        """Return what each body's rotation adds to the centre of mass, x, z [bodies] at angle 0, and the start [3].
 
         The tree is planar: com = start + (qpos[0], 0, qpos[1]) + sum over bodies of R(angle) lever, where the
         lever is (mass of the body * its centre + for each child, mass of its subtree * its place) / all mass.
@@ -42,7 +42,7 @@ class HalfCheetahEnv(TaskMujocoEnv):
 
     @classmethod
     def centre_of_mass(cls, qpos, qvel):
-        """Centre of mass of the whole body [n, 3] (m) and its x velocity [n] (m/s), of qpos, qvel [n, 9].
+        """Return the whole body's centre of mass [n, 3] (m) and its x velocity [n] (m/s), of qpos, qvel [n, 9].
 
         Equal to MuJoCo's subtree_com and subtree_linvel of the torso at the new state, which `mujoco.batch`
         would need a second evaluation of each step for: 40 % of its time.
@@ -72,7 +72,7 @@ class HalfCheetahEnv(TaskMujocoEnv):
 
     @classmethod
     def terminated(cls, state):
-        """Never. Raises FloatingPointError when a simulation has diverged; rllab would have trained on it."""
+        """Return False for all. Raises FloatingPointError when one has diverged; rllab would have trained on it."""
         unstable = cls.unstable(state)
         if unstable.any():
             count = f'{unstable.sum()} of {len(unstable)}'
@@ -81,7 +81,7 @@ class HalfCheetahEnv(TaskMujocoEnv):
 
 
 class HalfCheetahVelEnv(HalfCheetahEnv):
-    """Task: goal velocity g ~ U(0, 2) m/s; run_reward = -|v - g| (half_cheetah_env_rand.py:23-24, 62)."""
+    """Task: goal velocity g ~ U(0, 2) m/s; run_reward = -|v - g| (maml_rl: half_cheetah_env_rand.py:23-24, 62)."""
 
     @staticmethod
     def sample_tasks(rng, n):
@@ -95,8 +95,8 @@ class HalfCheetahVelEnv(HalfCheetahEnv):
 class HalfCheetahDirEnv(HalfCheetahEnv):
     """Task: direction d = -1 or +1, even odds; run_reward = d v.
 
-    The original draws g ~ U(0, 2) and takes d = -1 for g < 1, else +1 (half_cheetah_env_rand_direc.py:30-32,
-    41, 69-71).
+    The original draws g ~ U(0, 2) and takes d = -1 for g < 1, else +1.
+    Source: maml_rl: half_cheetah_env_rand_direc.py:30-32, 41, 69-71.
     """
 
     @staticmethod

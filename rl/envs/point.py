@@ -6,16 +6,17 @@ import numpy as np
 
 from rl.envs.base import TaskEnv, scale_action
 
-SPEED = 0.1  # bound on the move of one step along each axis (point_env_randgoal.py:17-18)
-NEAR = 0.01  # an episode ends this close to the goal along both axes (point_env_randgoal.py:43)
+SPEED = 0.1  # bound on the move of one step along each axis (maml_rl: point_env_randgoal.py:17-18)
+NEAR = 0.01  # an episode ends this close to the goal along both axes (maml_rl: point_env_randgoal.py:43)
 
 
 class PointEnv(TaskEnv):
-    """Task: goal g ~ U(-0.5, 0.5)^2 (point_env_randgoal.py:20). The point starts at (0, 0).
+    """Task: goal g ~ U(-0.5, 0.5)^2. The point starts at (0, 0).
 
     Observation: position x (2). Action: 2 numbers, +-1 is a move of +-0.1, clipped there.
-    reward = -|x - g| at the new position (point_env_randgoal.py:42); the paper says squared, the code that
-    made its results does not square. Ends when the point is within 0.01 of the goal along both axes (43).
+    reward = -|x - g| at the new position; the paper says squared, the code that made its results does not square.
+    Ends when the point is within 0.01 of the goal along both axes.
+    Source: maml_rl: point_env_randgoal.py:20 (goal), 42 (reward), 43 (end).
     """
 
     task_shape = (2,)
@@ -33,7 +34,7 @@ class PointEnv(TaskEnv):
 
     @staticmethod
     def world(n, threads=2):
-        """n points that step together; numpy alone, so `threads` does nothing."""
+        """Return n points that step together; numpy alone, so `threads` does nothing."""
         del threads
         return PointWorld(n)
 
@@ -54,7 +55,7 @@ class PointEnv(TaskEnv):
             self.render()
 
     def render(self):
-        """`rgb_array`: [200, 200, 3] uint8 of the square +-1, goal green, point red; `human`: printed."""
+        """Draw the square +-1, goal green, point red: [200, 200, 3] uint8 for `rgb_array`; `human`: print it."""
         position = self._world.observe()[0]
         if self.render_mode == 'human':
             print(f'position {position}, goal {self.task}')
@@ -77,7 +78,7 @@ class PointWorld:
         self.position[ids] = 0.0
 
     def observe(self):
-        """Positions [n, 2]."""
+        """Return positions [n, 2]."""
         return self.position.copy()
 
     def step(self, actions, tasks, ids=None):

@@ -1,7 +1,7 @@
 """Returns, the linear feature baseline and advantages, of all tasks at once, in NumPy and float64.
 
 The baseline is fitted anew for each task and step, on the very paths it then predicts (paper, 5.3;
-rllab/sampler/base.py:59-67).
+maml_rl: rllab/sampler/base.py:59-67).
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ class Estimates(NamedTuple):
 
 
 def estimate(observations, rewards, path_lengths, discount=0.99, gae_lambda=1.0):
-    """Fits each task's baseline and estimates the advantages of its actions; returns Estimates.
+    """Fit each task's baseline and estimate the advantages of its actions; returns Estimates.
 
     observations [tasks, rows, obs_dim] and rewards [tasks, rows], a task's paths one after the other along
     rows, then padding; path_lengths: for each task an array with the number of steps of each path. The value
     at the end of a path is 0, even if it ended by time-out.
     Raises ValueError if a task has more steps than rows.
-    Source: rllab/sampler/base.py and rllab/algos/util.py, center_advantages.
+    Source: maml_rl: rllab/sampler/base.py and rllab/algos/util.py, center_advantages.
     """
     tasks, rows = np.shape(rewards)
     estimates = Estimates(*np.zeros((4, tasks, rows)), np.zeros((tasks, 2 * np.shape(observations)[2] + 4)))
@@ -48,9 +48,9 @@ def estimate(observations, rewards, path_lengths, discount=0.99, gae_lambda=1.0)
 
 
 def features(observations, path_lengths):
-    """[o, o^2, t, t^2, t^3, 1] of each row, [rows, 2 obs_dim + 4]: o clipped to +-10, t in hundreds of steps.
+    """Return [o, o^2, t, t^2, t^3, 1] of each row, o clipped to +-10, t in hundreds of steps: [rows, 2 obs_dim + 4].
 
-    Source: rllab/baselines/linear_feature_baseline.py, _features.
+    Source: maml_rl: rllab/baselines/linear_feature_baseline.py, _features.
     """
     o = np.clip(np.asarray(observations, np.float64), -10.0, 10.0)
     t = np.concatenate([np.arange(n) for n in path_lengths])[:, None] / 100.0
@@ -58,10 +58,11 @@ def features(observations, path_lengths):
 
 
 def fit(x, y, ridge=1e-5):
-    """Coefficients w with least |x w - y|^2 + ridge |w|^2; up to 4 times the ridge grows by 10 if that fails.
+    """Fit the coefficients w with least |x w - y|^2 + ridge |w|^2; x [rows, features], y [rows], w [features].
 
-    The normal equations are solved directly; the original's least-squares solver
-    (linear_feature_baseline.py, fit) finds the same solution with ten times the work.
+    Where that fails, the ridge grows by 10, up to 4 times. The normal equations are solved directly; the
+    original's least-squares solver (maml_rl: linear_feature_baseline.py, fit) finds the same solution with ten
+    times the work.
     Raises LinAlgError where no ridge helps.
     """
     xx, xy = x.T @ x, x.T @ y
@@ -76,7 +77,7 @@ def fit(x, y, ridge=1e-5):
 
 
 def discounted_sums(x, path_lengths, discount):
-    """y_t = x_t + discount y_{t+1} along each path; x [rows], paths one after the other."""
+    """Return y with y_t = x_t + discount y_{t+1} along each path; x, y [rows], paths one after the other."""
     lengths = np.asarray(path_lengths)
     path = np.repeat(np.arange(len(lengths)), lengths)
     t = np.concatenate([np.arange(n) for n in lengths])
@@ -88,7 +89,19 @@ def discounted_sums(x, path_lengths, discount):
 
 
 def next_values(values, path_lengths):
-    """The value of the state after each row: that of the next row, and 0 at the end of a path."""
+    """Return the value of the state after each row, [rows]: that of the next row, and 0 at the end of a path."""
     following = np.append(values[1:], 0.0)
     following[np.cumsum(path_lengths) - 1] = 0.0
     return following
+
+
+def explained_variance(estimates, valid):
+    """Return 1 - Var(returns - values) / Var(returns) of each task's samples, mean over tasks.
+
+    valid: as in Samples.
+    Source: maml_rl: rllab/misc/special.py, explained_variance_1d.
+    """
+    shares = []
+    for returns, values, rows in zip(estimates.returns, estimates.values, valid.astype(bool)):
+        shares.append(1 - np.var((returns - values)[rows]) / (np.var(returns[rows]) + 1e-8))
+    return float(np.mean(shares))
