@@ -22,10 +22,10 @@ import pathlib
 import resource
 import sys
 import time
-import types
 
 import experiments
 import runtime
+from main import read_flags
 
 EXPERIMENTS = {
     'sinusoid': {'datasource': 'sinusoid'},
@@ -50,7 +50,7 @@ def dense_flops(*sizes):
 
 def forward_flops(network):
     """Floating-point operations of the network for one example, multiplications and additions counted apart."""
-    if not network.conv:
+    if not hasattr(network, 'num_filters'):
         return dense_flops(network.dim_input, *network.dim_hidden, network.dim_output)
     size, channels, flops = network.img_size, network.channels, 0
     for _ in range(4):
@@ -86,26 +86,9 @@ def gemm_timer(threads):
     return measure
 
 
-def settings(**flags):
-    """The configuration that main.py would have with these flags."""
-    unset = {flag: None for _, values, _ in experiments.PAPER for flag in values}
-    given = {
-        **unset,
-        'baseline': None,
-        'logdir': None,
-        'train_query': None,
-        'test_query': None,
-        'data_dir': None,
-        'train_update_batch_size': -1,
-        'train_update_lr': -1,
-        'seed': 1,
-        'train': True,
-        'test_set': False,
-        'learn_update_lr': False,
-        'stop_grad': False,
-        **flags,
-    }
-    return types.SimpleNamespace(**experiments.resolve(given)[0])
+def settings(flags):
+    """Return the configuration that main.py has with these flags; None is unset."""
+    return read_flags([f'--{name}={value}' for name, value in flags.items() if value is not None])[0]
 
 
 def make_generator(config, source):
@@ -140,7 +123,8 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
     import training
     from data_generator import prefetched
 
-    config = settings(stop_grad=stop_grad, meta_batch_size=meta_batch_size, data_dir=data_dir, **EXPERIMENTS[name])
+    flags = {'stop_grad': stop_grad, 'meta_batch_size': meta_batch_size, 'data_dir': data_dir}
+    config = settings(EXPERIMENTS[name] | flags)
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
@@ -291,7 +275,7 @@ def measure_rl(name, threads):
     gemm = gemm_timer(threads)
     rates = [gemm() for _ in range(10)]
     row = {'experiment': name, 'threads': threads, **measure_rates(name, threads=threads)}
-    row.update(measure_iteration(settings(**RL[name]), threads))
+    row.update(measure_iteration(settings(RL[name]), threads))
     rates += [gemm() for _ in range(10)]
     row['gemm_gflops'] = float(np.median(rates))
     row['limit_s'] = row['env_steps'] / row['raw'] + row['gflop'] / row['gemm_gflops']

@@ -1,6 +1,5 @@
 """Tests: what a policy earns on the test tasks before and after each gradient step (paper, figures 4 and 5)."""
 
-import csv
 import os
 import time
 
@@ -9,30 +8,30 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import report
 from rl.envs import FAMILIES
 from rl.reinforce import adapt
 from rl.sampler import Sampler
 from rl.samples import collect
-from training import finite, write_json
 
 TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
 
 
-def adapt_and_measure(model, sampler, step_sizes, report=lambda: None):
+def adapt_and_measure(model, sampler, step_sizes, progress=lambda: None):
     """Adapt the policy of `model`, a MamlTrpo, to each of the sampler's tasks, each step on new paths.
 
     step_sizes: alpha of each step, as `adapt` takes it. Returns two lists: the Paths before any and after each
-    step, and as many dictionaries of weights [tasks, ...]. Calls `report` after each time that paths were
-    collected.
+    step, and as many dictionaries of weights [tasks, ...]. Calls `progress` after each time that paths
+    were collected.
     """
     phis, paths = [model.unadapted(len(sampler.tasks))], []
     for alpha in step_sizes:
         collected, _, samples = collect(model.policy, sampler, phis[-1])
         paths.append(collected)
         phis.append(adapt(model.policy, phis[-1], samples, alpha, model.threads))
-        report()
+        progress()
     paths.append(sampler.collect(lambda observations, noise: model.policy.act(phis[-1], observations, noise)))
-    report()
+    progress()
     return paths, phis
 
 
@@ -53,10 +52,7 @@ def test_tasks(config):
 
 
 def test(config, model, folder, from_path, threads):
-    """Test on num_test_tasks tasks; prints a table, writes CSV and JSON. Returns the phis of `adapt_and_measure`.
-
-    The 95 % interval over tasks is 1.96 s / sqrt(tasks), s the sample's standard deviation.
-    """
+    """Test on num_test_tasks tasks; print a table, write CSV and JSON, return the phis of `adapt_and_measure`."""
     start, tasks = time.time(), test_tasks(config)
     sampler = Sampler(
         config.datasource,
@@ -69,40 +65,27 @@ def test(config, model, folder, from_path, threads):
     alphas = step_sizes(config, model.step_sizes())
     with tqdm(total=len(alphas) + 1, desc='testing', disable=None) as progress:
         paths, phis = adapt_and_measure(model, sampler, alphas, progress.update)
-    returns = np.array([collected.average_returns() for collected in paths])  # [columns, tasks]
+    returns = np.array([collected.average_returns() for collected in paths]).T  # [tasks, columns]
     columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
-    stds = returns.std(axis=1, ddof=1) if len(tasks) > 1 else np.full(len(columns), np.nan)
-    numbers = {
-        'mean': returns.mean(axis=1),
-        'std': stds,
-        'ci95': 1.96 * stds / np.sqrt(len(tasks)),
-        'median': np.median(returns, axis=1),
-    }
+    numbers = report.statistics(returns, ddof=1)
     print(
         f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
         f'after each step, of {from_path}'
     )
-    print(f'{"":20s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
-    for name, *row in zip(columns, *numbers.values()):
-        print('{:20s}{:10.4g}{:10.4g}  ±{:9.4g}{:10.4g}'.format(name, *row))
+    report.print_table(columns, numbers)
 
-    os.makedirs(folder, exist_ok=True)
     alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
-    name = f'test_fbs{config.test_update_batch_size}_stepsize{alpha}' + (
-        f'_itr{config.test_iter}' if config.test_iter > 0 else ''
-    )
-    path = os.path.join(folder, name)
-    with open(path + '.csv', 'w', newline='') as file:
-        rows = csv.writer(file)
-        rows.writerow(['', *[f'return {column}' for column in columns]])
-        rows.writerows([statistic, *values] for statistic, values in numbers.items())
+    name = f'test_fbs{config.test_update_batch_size}_stepsize{alpha}'
+    name += f'_itr{config.test_iter}' if config.test_iter > 0 else ''
+    rows = [['', *[f'return {column}' for column in columns]]]
+    rows += [[statistic, *values] for statistic, values in numbers.items()]
     result = {
         'measure': 'average return',
         'columns': columns,
-        **{statistic: finite(values) for statistic, values in numbers.items()},
-        'per_task': [finite(row) for row in returns],  # [columns][tasks]
-        'tasks': tasks.tolist(),
-        'step_sizes': [np.asarray(a).tolist() for a in alphas],
+        **numbers,
+        'per_task': returns.T,  # [columns][tasks]
+        'tasks': tasks,
+        'step_sizes': alphas,
         'checkpoint': str(from_path),
         'seconds': round(time.time() - start, 1),
         'tensorflow': tf.__version__,
@@ -111,8 +94,7 @@ def test(config, model, folder, from_path, threads):
     }
     if config.datasource == 'point':  # the positions on a few paths, for the picture of figure 4
         result['paths'] = [first_paths(collected) for collected in paths]
-    write_json(path + '.json', result)
-    print(f'written to {path}.csv and .json')
+    report.write(os.path.join(folder, name), rows, result)
     return phis
 
 

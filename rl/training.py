@@ -6,14 +6,13 @@ What an iteration consists of is in maml_trpo.py, tests are in evaluation.py.
 import csv
 import math
 import os
-import time
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import SOURCES, run_name
+from experiments import SOURCES
 from rl import video
 from rl.envs import FAMILIES
 from rl.evaluation import test, test_tasks
@@ -21,17 +20,16 @@ from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
 from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
+from run import Run, print_settings
 from runtime import UserError
-from training import StopOnSignal, prepare_folder, print_settings
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = ('iteration', *MetaIteration._fields[1:])
 BEST = 'best.npz'
 
 
-def run(config, origins, threads):
+def run(config, origins, threads, folder):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
-    folder = os.path.join(config.logdir, run_name(config))
     print_settings(config, origins)
     model = make_model(config, threads)
     task = test_tasks(config)[0]
@@ -78,13 +76,10 @@ def make_model(config, threads):
 def train(config, origins, model, folder, threads):
     """Train to the last iteration, or until stopped.
 
-    Progress goes to the terminal, a row an iteration to progress.csv, the same to TensorBoard, checkpoints to
-    `folder`: the newest ten, and apart from them the theta with the best average return after adaptation.
+    Progress goes to the terminal, a row an iteration to progress.csv, the same to TensorBoard. Apart from the newest
+    checkpoints the theta with the best average return after adaptation is kept.
     """
-    start, total, env = time.time(), config.metatrain_iterations, FAMILIES[config.datasource].env
-    iteration = saved = prepare_folder(config, origins, model, folder)
-    best = best_return(folder, iteration)
-    writer = tf.summary.create_file_writer(folder) if config.log else tf.summary.create_noop_writer()
+    env = FAMILIES[config.datasource].env
     sampler = Sampler(
         config.datasource,
         np.zeros((config.meta_batch_size, *env.task_shape)),
@@ -92,46 +87,35 @@ def train(config, origins, model, folder, threads):
         oracle=config.baseline == 'oracle',
         threads=threads,
     )
-    progress = tqdm(total=total, initial=iteration, disable=None, dynamic_ncols=True)
-    with writer.as_default(), progress_file(folder, iteration) as file, StopOnSignal() as stop:
-        while iteration < total and not stop.requested:
+    with Run(config, origins, folder, model, config.metatrain_iterations) as run:
+        best = best_return(folder, run.iteration)
+        rows = run.exits.enter_context(progress_file(folder, run.iteration))
+        while run.goes_on():
+            iteration = run.iteration
+            sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
             try:
-                sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
                 with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed below
                     theta, *values = meta_iteration(model, sampler)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
-                raise not_finite(iteration, error, folder) from None
+                raise run.not_finite(f'{error}:', iteration) from None
             metrics = dict(zip(METRICS[1:], values))
             for name, value in metrics.items():
                 if not np.isfinite(value):
-                    raise not_finite(iteration, f'{name} is {value}', folder)
+                    raise run.not_finite(f'{name} is', iteration)
             if metrics['return_after'] > best:
                 best = metrics['return_after']
                 path = os.path.join(folder, BEST)
                 checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
             model.theta = theta
-            csv.writer(file).writerow([iteration, *metrics.values()])
-            file.flush()
+            csv.writer(rows).writerow([iteration, *values])
+            rows.flush()
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             tqdm.write(
                 'Iteration {}: average return {return_before:.2f}, {return_after:.2f}; KL {kl_after:.4f}; '
                 '{env_steps_per_second:.0f} steps/s, {seconds:.1f} s'.format(iteration, **metrics)
             )
-            progress.update()
-            iteration += 1
-            if iteration % config.save_interval == 0:
-                checkpoint.save(folder, model, iteration, config.seed)
-                writer.flush()
-                saved = iteration
-        progress.close()
-        if saved != iteration or not checkpoint.find(folder):
-            checkpoint.save(folder, model, iteration, config.seed)
-    elapsed = time.time() - start
-    print(f'{iteration} of {total} iterations done, {elapsed:.1f} s in this part; checkpoints: {folder}')
-    if stop.requested:
-        print('stopped: the same command goes on from here')
-        raise SystemExit(130)
+            run.advance(iteration + 1)
 
 
 def train_tasks(config, iteration):
@@ -141,14 +125,6 @@ def train_tasks(config, iteration):
     """
     rng = np.random.default_rng((config.seed, iteration, 1))
     return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
-
-
-def not_finite(iteration, error, folder):
-    """Return the UserError for numbers that have become useless."""
-    return UserError(
-        f'not finite at iteration {iteration} ({error}): training stopped, the last good checkpoint in {folder} '
-        'is kept; try a smaller --update_lr or --meta_step_size'
-    )
 
 
 def best_return(folder, iteration):

@@ -8,7 +8,7 @@ import pytest
 from program import MAIN
 
 import benchmark
-from maml import Network
+from networks import Convolutional
 
 
 @pytest.mark.parametrize(
@@ -17,16 +17,15 @@ from maml import Network
 def test_counted_operations(name, gflop):
     """Against counts by hand: tasks x (9 x inner steps x support + 3 x query) x the network's operations an image."""
     mini = name.startswith('mini')
-    network = Network(
+    network = Convolutional(
         dim_output=20 if '20way' in name else 5,
-        conv=True,
         img_size=84 if mini else 28,
         channels=3 if mini else 1,
         num_filters=32 if mini else 64,
         max_pool=mini,
         flatten=mini,
     )
-    config = benchmark.settings(**benchmark.EXPERIMENTS[name])
+    config = benchmark.settings(benchmark.EXPERIMENTS[name])
     assert benchmark.step_flops(config, network) / 1e9 == pytest.approx(gflop, rel=0.02)
 
 
@@ -53,7 +52,7 @@ def test_rates_of_the_sampler():
 
 
 def test_parts_of_a_meta_iteration():
-    config = benchmark.settings(datasource='cheetah_vel', meta_batch_size=2, update_batch_size=1)
+    config = benchmark.settings({'datasource': 'cheetah_vel', 'meta_batch_size': 2, 'update_batch_size': 1})
     parts = benchmark.measure_iteration(config, threads=2, repeats=1)
     assert parts['env_steps'] == 2 * 2 * 200
     names = 'sampling', 'gradient', 'conjugate_gradients', 'line_search'

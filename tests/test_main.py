@@ -121,7 +121,12 @@ def test_original_checkpoint_and_images(tmp_path):
     output = run(*flags, '--train=False', '--test_set')
     assert 'accuracy over 4 tasks' in output and 'query, after 2 steps' in output
     run(
-        *flags, '--metatrain_iterations=2', '--meta_batch_size=2', '--num_updates=1', '--train_query=2', '--meta_lr=1e-30'
+        *flags,
+        '--metatrain_iterations=2',
+        '--meta_batch_size=2',
+        '--num_updates=1',
+        '--train_query=2',
+        '--meta_lr=1e-30',
     )  # trains in place: the weights stay
     with np.load(next(logdir.glob('*numstep1*/model2.npz'))) as saved:
         for name, value in case.weights.items():

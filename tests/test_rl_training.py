@@ -3,7 +3,6 @@
 import csv
 import json
 import signal
-import types
 
 import numpy as np
 import pytest
@@ -12,19 +11,13 @@ from PIL import Image
 from program import assert_same_state, run, start, wait_for
 
 import experiments
+import main
 import runtime
 from rl import evaluation, training, video
 from rl.envs import FAMILIES
 from rl.sampler import Sampler
 from runtime import UserError
 
-FLAGS = {
-    **dict.fromkeys(['baseline', 'init_from', 'kl_constrain_step', 'logdir', 'meta_batch_size', 'meta_step_size']),
-    **dict.fromkeys(['metatrain_iterations', 'num_test_tasks', 'num_updates', 'save_interval', 'test_num_updates']),
-    **dict.fromkeys(['test_update_batch_size', 'test_update_lr', 'threads', 'update_batch_size', 'update_lr', 'video']),
-    **{'seed': 1, 'learn_update_lr': False, 'stop_grad': False, 'log': True, 'resume': True, 'train': True},
-    'test_iter': -1,
-}
 TINY = dict(meta_batch_size=2, update_batch_size=2, num_test_tasks=3, test_update_batch_size=2)
 COMMAND = [f'--{name}={value}' for name, value in TINY.items()]
 POINT = [*COMMAND, '--datasource=point', '--metatrain_iterations=12', '--save_interval=3']
@@ -33,13 +26,14 @@ NAME = 'maml1_fbs2_mbs2_flr0.5_mlr0.01'
 
 def settings(datasource='point', **given):
     """The configuration that main.py makes of these flags."""
-    return types.SimpleNamespace(**experiments.resolve(FLAGS | {'datasource': datasource} | given)[0])
+    given = {'datasource': datasource} | given
+    return main.read_flags([f'--{name}={value}' for name, value in given.items() if value is not None])[0]
 
 
 def run_here(tmp_path, **given):
     """What main.py does with these flags, in this process; returns the configuration and the run's folder."""
     config = settings(**TINY | {'logdir': str(tmp_path), 'metatrain_iterations': 2, 'save_interval': 1} | given)
-    training.run(config, {}, config.threads or runtime.available_cores())
+    main.run(config, {})
     return config, tmp_path / experiments.run_name(config)
 
 
