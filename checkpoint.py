@@ -1,7 +1,8 @@
 """Checkpoints: one .npz file with weights, both optimisers' slots, the iteration and the seed.
 
 The iteration and the seed are the whole state of the samplers (data_generator.py, rl/sampler.py), so a run goes on
-from a checkpoint exactly as if it had not stopped. Also reads the weights of the original's TF1 checkpoints.
+from a checkpoint exactly as if it had not stopped. A finished run can be packed: its weights alone, in weights.npz.
+Also reads the weights of the original's TF1 checkpoints.
 """
 
 import os
@@ -15,6 +16,8 @@ import tensorflow as tf
 from runtime import UserError
 
 MAX_TO_KEEP = 10  # maml: main.py:294
+BEST = 'best.npz'  # of reinforcement learning: the weights with the best average return
+PACKED = 'weights.npz'
 
 
 def variables(model):
@@ -43,11 +46,32 @@ def save(folder, model, **numbers):
 
 def write(path, model, **numbers):
     """Write the state of `model`, and `numbers`, to a file that is there whole or not at all."""
+    write_arrays(path, {**numbers, **{name: variable.numpy() for name, variable in variables(model).items()}})
+
+
+def write_arrays(path, arrays):
+    """Write `arrays` by name to a file that is there whole or not at all."""
     with open(path + '.tmp', 'wb') as file:
-        np.savez(file, **numbers, **{k: v.numpy() for k, v in variables(model).items()})
+        np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + '.tmp', path)
+
+
+def pack(folder):
+    """Leave of a finished run's checkpoints the weights that its test takes, without slots: weights.npz.
+
+    Its numbers are those of the checkpoint, and `trained`: the iterations that were done.
+    """
+    newest, best = find(folder)[0], os.path.join(folder, BEST)
+    last = read(newest)
+    arrays = read(best) if os.path.exists(best) else last
+    kept = {name: array for name, array in arrays.items() if '/' not in name or name.startswith('weights/')}
+    kept |= {'trained': last['iteration'], 'seconds': last.get('seconds', np.nan)}
+    write_arrays(os.path.join(folder, PACKED), kept)
+    for path in [*find(folder), best]:
+        if os.path.exists(path):
+            os.remove(path)
 
 
 def find(folder):
@@ -85,16 +109,27 @@ def assign(targets, arrays, path):
 def restore(path, model):
     """Bring `model` to the state in `path`; return the numbers that `write` kept with it."""
     arrays = read(path)
-    assign(variables(model), arrays, path)
+    packed = os.path.basename(path) == PACKED
+    assign({k: v for k, v in variables(model).items() if not packed or k.startswith('weights/')}, arrays, path)
+    return numbers(arrays)
+
+
+def numbers(arrays):
+    """Return what `write` kept beside the state: a dictionary."""
     return {name: array.item() for name, array in arrays.items() if not array.ndim and '/' not in name}
 
 
-def restore_latest(folder, model, report=print):
-    """Restore the newest sound checkpoint in `folder`; return its path and numbers, (None, {}) where there is none.
+def exists(folder):
+    """Return whether `folder` has the checkpoints of a run, or its packed weights."""
+    return bool(find(folder)) or os.path.exists(os.path.join(folder, PACKED))
 
-    Damaged ones are named and passed over; UserError when all are.
+
+def restore_latest(folder, model, report=print):
+    """Restore the newest sound checkpoint in `folder`, else the packed weights; return its path and numbers.
+
+    Damaged ones are named and passed over; UserError when all are. (None, {}) where there is none.
     """
-    paths = find(folder)
+    paths = find(folder) or [path for path in [os.path.join(folder, PACKED)] if os.path.exists(path)]
     for path in paths:
         try:
             return path, restore(path, model)
@@ -108,21 +143,20 @@ def restore_latest(folder, model, report=print):
 def restore_weights(path, model):
     """Take the weights alone from one of our checkpoints or from a TF1 checkpoint of the original code.
 
-    A TF1 checkpoint is named by its prefix (…/model59000) or one of its files.
+    A TF1 checkpoint is named by its prefix (…/model59000) or one of its files. Returns the numbers as `restore` does.
     """
-    if path.endswith('.npz'):
-        arrays = {k.removeprefix('weights/'): v for k, v in read(path).items() if k.startswith('weights/')}
-    else:
-        arrays = read_tf1(re.sub(r'\.(index|data-\d+-of-\d+)$', '', path), model.weights)
-    assign(model.weights, arrays, path)
+    arrays = read(path) if path.endswith('.npz') else read_tf1(path, model.weights)
+    assign(model.weights, {k.removeprefix('weights/'): v for k, v in arrays.items()}, path)
+    return numbers(arrays)
 
 
-def read_tf1(prefix, weights):
-    """The original's weights under our names.
+def read_tf1(path, weights):
+    """Return the original's weights under our names.
 
     It named conv1 … conv4, w5, b5 and the norms, and left the rest to TensorFlow: model/Variable, Variable_1, … in
     the order in which they were made (maml: maml.py:168-208).
     """
+    prefix = re.sub(r'\.(index|data-\d+-of-\d+)$', '', path)
     try:
         reader = tf.train.load_checkpoint(prefix)
         stored = reader.get_variable_to_shape_map()

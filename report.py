@@ -4,9 +4,14 @@ import csv
 import json
 import math
 import os
+import platform
 import re
+import subprocess
+from importlib import metadata
 
 import numpy as np
+
+import runtime
 
 
 def statistics(results, ddof):
@@ -35,13 +40,38 @@ def print_table(columns, numbers, marks=()):
 
 
 def write(path, rows, result):
-    """Write the `rows` of a table to path.csv and the dictionary `result`, arrays or not, to path.json."""
+    """Write the `rows` of a table to path.csv, and `result`, a dictionary, with the `circumstances` to path.json."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + '.csv.tmp', 'w', newline='') as file:
         csv.writer(file).writerows(rows)
     os.replace(path + '.csv.tmp', path + '.csv')
-    write_json(path + '.json', result)
+    write_json(path + '.json', {**result, **circumstances()})
     print(f'written to {path}.csv and .json')
+
+
+def circumstances():
+    """Return on what a number was computed: the machine, the versions of what counts, the revision of this code."""
+    packages = ('tensorflow', 'numpy', 'mujoco')
+    here = os.path.dirname(os.path.abspath(__file__))
+    git = ['git', '-C', here, 'describe', '--always', '--dirty', '--exclude=*']
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
+    return {
+        'machine': {'cores': runtime.available_cores(), 'cpu': cpu_model()},
+        'versions': {'python': platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        'revision': revision,
+    }
+
+
+def cpu_model():
+    """Return the name of the processor as the system gives it."""
+    try:
+        with open('/proc/cpuinfo') as file:
+            return next(line.split(':', 1)[1].strip() for line in file if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def write_json(path, result):

@@ -34,6 +34,11 @@ FREE = {
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
     *('distribute', 'pretrain_iterations', 'metatrain_iterations'),
 }
+# Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
+TRAINING = {
+    *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
+    *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from'),
+}
 
 
 def print_settings(config, origins):
@@ -115,7 +120,7 @@ class Run:
         with self.exits:
             if kind is not None:
                 return
-            if self.chief and (self.saved != self.iteration or not checkpoint.find(self.folder)):
+            if self.chief and (self.saved != self.iteration or not checkpoint.exists(self.folder)):
                 self.save()
         print(
             f'{self.iteration} of {self.total} iterations done, {time.time() - self.start:.1f} s in this part; '
@@ -127,14 +132,24 @@ class Run:
 
     def prepare(self):
         """Make or take up the folder and bring the model to its starting point; return the iteration."""
-        if not self.config.resume and checkpoint.find(self.folder):
+        if not self.config.resume and checkpoint.exists(self.folder):
             self.set_aside()
-        if checkpoint.find(self.folder):
-            check_same_run(self.config, self.folder)
+        if checkpoint.exists(self.folder):
+            before = read_config(self.folder)
+            check_same_run(self.config, before, self.folder)
             path, state = checkpoint.restore_latest(self.folder, self.model)
+            done = state.get('trained', state['iteration'])
+            check_iterations(self.config, before, done, self.folder)
+            if 'trained' in state and done < self.total:
+                raise UserError(
+                    f'{path} holds the weights after all of {done} iterations but no state of the optimiser, so that '
+                    'training cannot go on: choose another --logdir, with --init_from to start from these weights'
+                )
             self.seconds = state.get('seconds', 0.0)
-            print(f'Restoring model weights from {path}: {state["iteration"]} iterations are done')
-            return state['iteration']
+            print(f'Restoring model weights from {path}: {done} iterations are done')
+            if done < self.total:  # more may be asked for than at first
+                write_config(self.config, self.origins, self.folder)
+            return done
         if self.config.init_from:
             checkpoint.restore_weights(self.config.init_from, self.model)
             print(f'Starting from the weights of {self.config.init_from}')
@@ -142,10 +157,10 @@ class Run:
         return 0
 
     def set_aside(self):
-        """Rename the folder of the run that --resume=False begins anew."""
+        """Rename the folder of the run that --resume=False begins anew, and hold a new one."""
         aside = next(f'{self.folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{self.folder}.{n}'))
         os.rename(self.folder, aside)
-        os.makedirs(self.folder)
+        self.exits.enter_context(locked(self.folder))
         print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
 
 
@@ -179,16 +194,64 @@ def write_config(config, origins, folder):
     os.replace(path + '.tmp', path)
 
 
-def check_same_run(config, folder):
-    """Refuse, by UserError, to go on with a run whose settings were others."""
+def read_config(folder):
+    """Return the settings of the run in `folder`; UserError where they cannot be read."""
+    path = os.path.join(folder, 'config.json')
     try:
-        with open(os.path.join(folder, 'config.json')) as file:
-            before = json.load(file)['settings']
-    except (OSError, ValueError, KeyError):
-        return
+        with open(path) as file:
+            return dict(json.load(file)['settings'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}, the settings of the run, cannot be read ({error}): bring it back, choose another --logdir, or '
+            'start anew with --resume=False'
+        ) from None
+
+
+def check_same_run(config, before, folder):
+    """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
         if name not in FREE and value != getattr(config, name, value):
             raise UserError(
                 f'the run in {folder} was made with --{name}={value}, not {getattr(config, name)}: use that, another '
                 '--logdir, or --resume=False to start anew'
             )
+
+
+def check_iterations(config, before, done, folder):
+    """Refuse, by UserError, iterations after which the run in `folder`, `done` of them, would not be what is asked."""
+    pretrain = [settings.get('pretrain_iterations', 0) for settings in (before, vars(config))]
+    if pretrain[0] != pretrain[1] and done > min(pretrain):
+        raise UserError(
+            f'the run in {folder} was pretrained for --pretrain_iterations={pretrain[0]}, not {pretrain[1]}, and has '
+            f'{done} iterations: use that, another --logdir, or --resume=False to start anew'
+        )
+    total = pretrain[1] + config.metatrain_iterations
+    if done > total:
+        raise UserError(
+            f'the run in {folder} has {done} iterations, more than the {total} asked for: ask for as many, choose '
+            'another --logdir, or test an earlier checkpoint with --train=False --test_iter'
+        )
+
+
+def history(config, path, state):
+    """Return what a test's result says of the training behind the checkpoint `path`, whose numbers are `state`.
+
+    A dictionary: the checkpoint and its iteration, how many iterations were done and asked for, the seconds that they
+    took, and the settings, those of the training from the run's own config.json (None where there is none).
+    """
+    folder = os.path.dirname(path)
+    try:
+        trained = read_config(folder)
+    except UserError:
+        trained = {}
+    asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
+    newest = checkpoint.find(folder)[:1]
+    done = int(os.path.basename(newest[0])[5:-4]) if newest else state.get('trained', state.get('iteration'))
+    return {
+        'checkpoint': path,
+        'iteration': state.get('iteration'),
+        'iterations': done,
+        'iterations_asked': sum(filter(None, asked)) if trained else None,
+        'seconds_trained': state.get('seconds'),
+        'settings': {k: trained.get(k) if k in TRAINING else v for k, v in vars(config).items()},
+    }

@@ -21,7 +21,7 @@ from data_generator import SinusoidGenerator, image_generators, prefetched
 from experiments import SOURCES
 from maml import MAML
 from networks import Convolutional, FullyConnected
-from run import Run, print_settings
+from run import Run, history, print_settings
 from runtime import UserError
 from utils import accuracy, mse, xent
 
@@ -34,19 +34,14 @@ def run(config, origins, threads, folder):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
     source = SOURCES[config.datasource]
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
-    chief = distribute.is_chief(strategy)
     print_settings(config, origins)
     data = make_data(config, source)
     with strategy.scope():
         model = make_model(config, source, threads)
     if config.train:
-        iteration = train(config, origins, model, data, folder, source, strategy)
-        if not chief:
-            return
-        from_path = os.path.join(folder, f'model{iteration}.npz')
-    else:
-        from_path = load_for_test(config, model, folder)
-    test(config, model, data['test'], folder, from_path)
+        train(config, origins, model, data, folder, source, strategy)
+    if distribute.is_chief(strategy):
+        test(config, model, data['test'], folder, history(config, *load_for_test(config, model, folder)))
 
 
 def make_data(config, source):
@@ -120,7 +115,7 @@ def make_model(config, source, threads):
 
 
 def train(config, origins, model, data, folder, source, strategy):
-    """Train to the last iteration, or until stopped; return the number of iterations done.
+    """Train to the last iteration, or until stopped.
 
     Progress goes to the terminal, the scalars to TensorBoard under the original's names.
     """
@@ -153,7 +148,6 @@ def train(config, origins, model, data, folder, source, strategy):
                 write_summaries('metaval', labels[-1:], [before, after], config.num_updates, last)
             if not run.goes_on():
                 break
-    return run.iteration
 
 
 def pieces(config, source, generator, iteration, total):
@@ -190,22 +184,23 @@ def write_summaries(prefix, labels, values, num_updates, step):
 
 
 def load_for_test(config, model, folder):
-    """Bring the model to the checkpoint to test; return its path."""
-    if config.init_from:
-        checkpoint.restore_weights(config.init_from, model)
-        return config.init_from
+    """Bring the model to the checkpoint to test; return its path and numbers."""
+    if config.init_from and not config.train:
+        return config.init_from, checkpoint.restore_weights(config.init_from, model)
     if config.test_iter > 0:
         path = os.path.join(folder, f'model{config.test_iter}.npz')
-        checkpoint.restore(path, model)
-        return path
-    path, _ = checkpoint.restore_latest(folder, model)
+        return path, checkpoint.restore(path, model)
+    path, state = checkpoint.restore_latest(folder, model)
     if path is None:
         raise UserError(f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from')
-    return path
+    return path, state
 
 
-def test(config, model, data, folder, from_path):
-    """Test on num_test_tasks tasks; print a table, write CSV (the original's name and rows) and JSON."""
+def test(config, model, data, folder, tested):
+    """Test on num_test_tasks tasks; print a table, write CSV (the original's name and rows) and JSON.
+
+    tested: what `run.history` says of the model.
+    """
     start, results = time.time(), []
     with tqdm(total=config.num_test_tasks, desc='testing', disable=None) as progress:
         for tasks in data.test_batches(config.num_test_tasks):
@@ -216,26 +211,28 @@ def test(config, model, data, folder, from_path):
     summary = summarise(np.concatenate(results)[: config.num_test_tasks])
     print(
         f'\n{measure} over {config.num_test_tasks} tasks, {config.update_batch_size}-shot, '
-        f'{config.test_query} query examples{" a class" if image else ""}, of {from_path}'
+        f'{config.test_query} query examples{" a class" if image else ""}, of {tested["checkpoint"]}'
     )
     print_summary(summary, measure, config.paper_steps)
 
+    result = {
+        'measure': measure,
+        **summary,
+        'split': ('test' if config.test_set else 'val') if image else None,
+        'test_seed': config.seed,
+        'seconds': round(time.time() - start, 1),
+        **tested,
+    }
+    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result)
+
+
+def test_name(config):
+    """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it."""
     name = f'test_ubs{config.update_batch_size}_stepsize{config.update_lr}'
-    if image:
+    if SOURCES[config.datasource].img_size:
         name += '' if config.test_set else '_val'
         name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
-    report.write(
-        os.path.join(folder, name),
-        csv_rows(summary),
-        {
-            'measure': measure,
-            **summary,
-            'checkpoint': str(from_path),
-            'seconds': round(time.time() - start, 1),
-            'tensorflow': tf.__version__,
-            'settings': vars(config),
-        },
-    )
+    return name + (f'_itr{config.test_iter}' if config.test_iter > 0 else '')
 
 
 def summarise(results):

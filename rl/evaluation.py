@@ -3,9 +3,7 @@
 import os
 import time
 
-import mujoco
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
 import report
@@ -51,8 +49,11 @@ def test_tasks(config):
     return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
 
 
-def test(config, model, folder, from_path, threads):
-    """Test on num_test_tasks tasks; print a table, write CSV and JSON, return the phis of `adapt_and_measure`."""
+def test(config, model, folder, tested, threads):
+    """Test on num_test_tasks tasks; print a table, write CSV and JSON, return the phis of `adapt_and_measure`.
+
+    tested: what `run.history` says of the model.
+    """
     start, tasks = time.time(), test_tasks(config)
     sampler = Sampler(
         config.datasource,
@@ -70,13 +71,10 @@ def test(config, model, folder, from_path, threads):
     numbers = report.statistics(returns, ddof=1)
     print(
         f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
-        f'after each step, of {from_path}'
+        f'after each step, of {tested["checkpoint"]}'
     )
     report.print_table(columns, numbers)
 
-    alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
-    name = f'test_fbs{config.test_update_batch_size}_stepsize{alpha}'
-    name += f'_itr{config.test_iter}' if config.test_iter > 0 else ''
     rows = [['', *[f'return {column}' for column in columns]]]
     rows += [[statistic, *values] for statistic, values in numbers.items()]
     result = {
@@ -86,16 +84,20 @@ def test(config, model, folder, from_path, threads):
         'per_task': returns.T,  # [columns][tasks]
         'tasks': tasks,
         'step_sizes': alphas,
-        'checkpoint': str(from_path),
         'seconds': round(time.time() - start, 1),
-        'tensorflow': tf.__version__,
-        'mujoco': mujoco.__version__,
-        'settings': vars(config),
+        **tested,
     }
     if config.datasource == 'point':  # the positions on a few paths, for the picture of figure 4
         result['paths'] = [first_paths(collected) for collected in paths]
-    report.write(os.path.join(folder, name), rows, result)
+    report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis
+
+
+def test_name(config):
+    """Return the name of a test's files: rollouts, alpha and, unless it is the best one, the iterate."""
+    alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
+    iterate = f'_itr{config.test_iter}' if config.test_iter > 0 else ''
+    return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}'
 
 
 def first_paths(paths, number=3):

@@ -20,12 +20,11 @@ from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
 from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
-from run import Run, print_settings
+from run import Run, history, print_settings
 from runtime import UserError
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = ('iteration', *MetaIteration._fields[1:])
-BEST = 'best.npz'
 
 
 def run(config, origins, threads, folder):
@@ -104,7 +103,7 @@ def train(config, origins, model, folder, threads):
                     raise run.not_finite(f'{name} is', iteration)
             if metrics['return_after'] > best:
                 best = metrics['return_after']
-                path = os.path.join(folder, BEST)
+                path = os.path.join(folder, checkpoint.BEST)
                 checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
             model.theta = theta
             csv.writer(rows).writerow([iteration, *values])
@@ -129,7 +128,7 @@ def train_tasks(config, iteration):
 
 def best_return(folder, iteration):
     """Return the average return of the best theta so far, -inf at the start, where one of another run is removed."""
-    path = os.path.join(folder, BEST)
+    path = os.path.join(folder, checkpoint.BEST)
     if not os.path.exists(path):
         return -math.inf
     if iteration == 0:
@@ -152,14 +151,13 @@ def progress_file(folder, iteration):
 
 
 def load_for_test(config, model, folder):
-    """Bring the model to the policy to test: the best, unless another is named; returns where it is from."""
+    """Bring the model to the policy to test, the best unless another is named; return what `run.history` says of it."""
     if config.baseline == 'random':
-        return f'a fresh policy, seed {config.seed}'
+        return {'checkpoint': f'a fresh policy, seed {config.seed}', 'settings': vars(config)}
     if config.init_from and not config.train:
-        checkpoint.restore_weights(config.init_from, model)
-        return config.init_from
-    path = os.path.join(folder, f'model{config.test_iter}.npz' if config.test_iter > 0 else BEST)
-    if not os.path.exists(path):
-        raise UserError(f'no {path}: train first with the same flags, or name a checkpoint with --init_from')
-    checkpoint.restore(path, model)
-    return path
+        return history(config, config.init_from, checkpoint.restore_weights(config.init_from, model))
+    names = [f'model{config.test_iter}.npz'] if config.test_iter > 0 else [checkpoint.BEST, checkpoint.PACKED]
+    paths = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
+    if not paths:
+        raise UserError(f'no {names[0]} in {folder}: train first with the same flags, or name one with --init_from')
+    return history(config, paths[0], checkpoint.restore(paths[0], model))

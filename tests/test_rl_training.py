@@ -236,14 +236,14 @@ def test_the_best_iterate_is_kept_and_tested(trained):
         assert saved['iteration'] == best and saved['average_return'] == earned[best]
     config = settings(**TINY)
     model = training.make_model(config, threads=2)
-    assert training.load_for_test(config, model, trained).endswith('best.npz')
+    assert training.load_for_test(config, model, trained)['checkpoint'].endswith('best.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'best.npz')['W0'])
     sampler = Sampler('point', training.train_tasks(config, best), 2, seed=(1, best))
     paths, _ = evaluation.adapt_and_measure(model, sampler, [0.5])
     assert paths[1].average_returns().mean() == earned[best]
 
     config.train, config.test_iter = False, 9
-    assert training.load_for_test(config, model, trained).endswith('model9.npz')
+    assert training.load_for_test(config, model, trained)['checkpoint'].endswith('model9.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'model9.npz')['W0'])
 
 
