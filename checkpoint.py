@@ -119,6 +119,15 @@ def numbers(arrays):
     return {name: array.item() for name, array in arrays.items() if not array.ndim and '/' not in name}
 
 
+def done(folder):
+    """Return the number of iterations that the run in `folder` has done, and the seconds they took (NaN: not known)."""
+    if not exists(folder):
+        return 0, 0.0
+    path = (find(folder) or [os.path.join(folder, PACKED)])[0]
+    state = numbers(read(path))
+    return state.get('trained', state['iteration']), state.get('seconds', np.nan)
+
+
 def exists(folder):
     """Return whether `folder` has the checkpoints of a run, or its packed weights."""
     return bool(find(folder)) or os.path.exists(os.path.join(folder, PACKED))

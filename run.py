@@ -245,12 +245,10 @@ def history(config, path, state):
     except UserError:
         trained = {}
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
-    newest = checkpoint.find(folder)[:1]
-    done = int(os.path.basename(newest[0])[5:-4]) if newest else state.get('trained', state.get('iteration'))
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),
-        'iterations': done,
+        'iterations': checkpoint.done(folder)[0] or state.get('iteration'),
         'iterations_asked': sum(filter(None, asked)) if trained else None,
         'seconds_trained': state.get('seconds'),
         'settings': {k: trained.get(k) if k in TRAINING else v for k, v in vars(config).items()},
