@@ -284,7 +284,7 @@ def exif(orientation):
         ('turned.jpg', half(plain(GREEN, (100, 90)), RED, (0, 45, 100, 90)), exif(6), RED, GREEN),
         ('turned small.jpg', half(plain(GREEN, (84, 84)), RED, (0, 42, 84, 84)), exif(6), RED, GREEN),
         ('mirrored.png', half(plain(RED), GREEN), exif(2), RED, GREEN),
-        ('bad notes.jpg', half(plain(GREEN), RED), {'exif': b'Exif\0\0no such notes'}, RED, GREEN),
+        ('bad notes.png', half(plain(GREEN), RED), {'exif': b'no such notes'}, RED, GREEN),
         ('a PNG.jpg', half(plain(GREEN), RED), {'format': 'PNG'}, RED, GREEN),
     ],
 )

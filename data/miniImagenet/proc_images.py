@@ -51,7 +51,7 @@ def is_rotated(image):
     """Whether the camera noted (EXIF) that the image is to be turned or mirrored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
-    except Exception:  # noqa: BLE001 (Pillow raises many kinds for damaged notes, which some of ImageNet's are)
+    except Exception:  # noqa: BLE001 (of damaged notes: SyntaxError, struct.error and others)
         return False
 
 
