@@ -71,6 +71,7 @@ def make_data(config, source):
         query,
         config.meta_batch_size,
         config.seed,
+        optional=['val'] if config.test_set else [],  # else it is what the test uses
     )
     return {**generators, 'test': generators[test_split]}
 

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 import zlib
 from functools import partial
@@ -23,16 +24,22 @@ from tqdm import tqdm
 
 progress = partial(tqdm, disable=None)  # None: silent when stderr is not a terminal
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)  # of an archive
+USED = ('.jpg', '.jpeg', '.png', '.csv')  # files that are read
+LIMIT = 64 << 20  # bytes of one file: far more than these need, and less than the memory of any machine
+FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP')  # what an image may be, whatever its name
 
 
 def fail(message):
     """End the script with one line on stderr and exit code 2."""
-    print(f'{Path(sys.argv[0]).name}: {message}', file=sys.stderr)
+    line = ' '.join(str(message).split('\n'))  # a file's name can hold a line break
+    print(f'{Path(sys.argv[0]).name}: {line}', file=sys.stderr)
     sys.exit(2)
 
 
 def run(main):
     """Run main(), with one line in place of a traceback for a full disk and the like."""
+    warnings.simplefilter('error', Image.DecompressionBombWarning)  # an image of gigabytes is refused by name
+    sys.stdout.reconfigure(errors='backslashreplace')  # names of files need not be text
     try:
         main()
     except (OSError, *DAMAGE) as error:
@@ -41,85 +48,130 @@ def run(main):
         fail('interrupted; run again to go on')
 
 
+def path(text):
+    """A path from the command line, where ~ is the home directory."""
+    return Path(os.path.expanduser(text))
+
+
 def check_name(name, where):
-    """Refuse a file name that would lead out of the folder that it is written to."""
+    """Refuse a file name that would lead out of the folder that it is written to, or that no file can have."""
     path = PureWindowsPath(name)  # takes both kinds of slashes, and drives, for what they are
-    if path.drive or path.root or '..' in path.parts:
+    if path.drive or path.root or '..' in path.parts or '\0' in name:
         fail(f'{where} holds the unsafe path {name!r}: refused; get the data from a source that you trust')
 
 
-def list_files(source):
-    """All files of a folder, zip or tar archive as {name: function that reads its bytes}, in stored order."""
-    if source.is_dir():
-        # Links are followed, since large datasets often are links to another disk.
-        folders = os.walk(source, followlinks=True)
-        paths = (Path(folder, name) for folder, _, names in folders for name in sorted(names))
-        files = {path.relative_to(source).as_posix(): path.read_bytes for path in paths}
-    elif not source.exists():
+def claim(taken, key, value, message):
+    """Note value for key in the dictionary `taken`; refuse a second, other value."""
+    if taken.setdefault(key, value) != value:
+        fail(message.format(key=key, one=taken[key], two=value))
+
+
+def list_files(source, dest):
+    """All files of a folder, zip or tar archive as {name: function that opens it}, in stored order.
+
+    Folders are there as 'name/', with None to open. Hidden files are not, nor what is in a folder dest within source.
+    """
+    if not source.exists():
         fail(f'{source} does not exist; give a folder or an archive that does')
-    else:
-        files = _list_archive(source)
-    # Macs leave .DS_Store and __MACOSX/._image.png behind, and a killed run leaves .image.png.tmp.
-    return {
-        name: read
-        for name, read in files.items()
-        if not any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
-    }
+    files = {}
+    for name, opener in _walk(source, dest.resolve()) if source.is_dir() else _list_archive(source):
+        name = name.removeprefix('./')  # as `tar -c .` writes them
+        if all(map(_is_visible, name.split('/'))):
+            if opener and name in files:
+                fail(f'{source} holds {name!r} twice; remove one of them')
+            files[name] = opener
+    return files
+
+
+def _is_visible(name):
+    """Not what Macs (.DS_Store, __MACOSX/), Jupyter (.ipynb_checkpoints) or killed runs (.x.png.tmp) leave behind."""
+    return not name.startswith(('.', '__MACOSX'))
+
+
+def _walk(source, dest):
+    # Links are followed, since large datasets often are links to another disk.
+    for folder, folders, names in os.walk(source, followlinks=True, onerror=_raise):
+        folders[:] = sorted(name for name in folders if _is_visible(name) and Path(folder, name).resolve() != dest)
+        for name in folders:
+            yield Path(folder, name).relative_to(source).as_posix() + '/', None
+        for name in sorted(filter(_is_visible, names)):
+            path = Path(folder, name)
+            if not path.is_file():
+                fail(f'{path} is a link to nothing, or no file; mend or remove it')
+            yield path.relative_to(source).as_posix(), partial(open, path, 'rb')
+
+
+def _raise(error):
+    raise error
 
 
 def _list_archive(source):
     try:
         if zipfile.is_zipfile(source):
-            return _list_zip(source)
+            return list(_list_zip(source))
         if tarfile.is_tarfile(source):
-            return _list_tar(source)
-    except DAMAGE as error:
+            return list(_list_tar(source))
+    except Exception as error:  # noqa: BLE001 (the archive modules raise many kinds, ValueError among them)
         fail(f'{source} cannot be read ({error}); is it complete?')
     fail(f'{source} is neither a folder nor a zip or tar archive; is it complete?')
 
 
 def _list_zip(source):
-    archive, files = zipfile.ZipFile(source), {}
+    archive = zipfile.ZipFile(source)
     for info in archive.infolist():
-        check_name(info.filename, source)
-        if stat.S_ISLNK(info.external_attr >> 16):
-            fail(f'{source} holds the link {info.filename!r}: refused; pack the files themselves')
-        if not info.is_dir():
-            files[info.filename] = partial(archive.read, info)
-    return files
+        _check_member(source, info.filename, info.file_size, stat.S_ISLNK(info.external_attr >> 16))
+        yield info.filename, None if info.is_dir() else partial(archive.open, info)
 
 
 def _list_tar(source):
-    def read(member):
-        return archive.extractfile(member).read()
-
-    archive, files = tarfile.open(source), {}  # noqa: SIM115 (stays open for the readers)
+    archive = tarfile.open(source)  # noqa: SIM115 (stays open for the readers)
     for member in archive:
-        check_name(member.name, source)
-        if not member.isfile() and not member.isdir():  # a link, or a device
-            fail(f'{source} holds the link {member.name!r}: refused; pack the files themselves')
-        if member.isfile():
-            files[member.name.removeprefix('./')] = partial(read, member)  # `tar -c .` writes ./name
-    return files
+        folder = member.isdir()
+        _check_member(source, member.name, member.size, not member.isfile() and not folder)  # a link, or a device
+        yield (member.name + '/', None) if folder else (member.name, partial(archive.extractfile, member))
 
 
-def read_image(read, name):
-    """The image and the bytes that read() gives; ends the script, naming the image, when it is damaged."""
+def _check_member(source, name, size, link):
+    check_name(name, source)
+    if link:
+        fail(f'{source} holds the link {name!r}: refused; pack the files themselves')
+    if size > LIMIT and name.lower().endswith(USED):
+        _fail_large(source / name)
+
+
+def _fail_large(name):
+    fail(f'{name} has more than {LIMIT >> 20} MB: refused; no image or table of this dataset is that large')
+
+
+def read_file(opener, name):
+    """The bytes of a file; ends the script, naming it, when it is damaged or larger than LIMIT."""
     try:
-        data = read()
-        image = Image.open(io.BytesIO(data))
+        with opener() as file:
+            data = file.read(LIMIT + 1)
+    except Exception as error:  # noqa: BLE001 (encryption, checksums and compression each have their own)
+        fail(f'cannot read {name} ({error}); replace it and run again')
+    if len(data) > LIMIT:
+        _fail_large(name)
+    return data
+
+
+def read_image(opener, name):
+    """The image and the bytes of a file; ends the script, naming it, when it is damaged."""
+    data = read_file(opener, name)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds, according to where the damage is)
         fail(f'cannot read the image {name} ({error}); replace it and run again')
     return image, data
 
 
-def is_done(path, mode, size):
-    """Whether path already is an image of this mode and (width, height)."""
+def is_done(path, check):
+    """Whether path already is an image, and check(image) holds."""
     try:
         with Image.open(path) as image:
-            return image.mode == mode and image.size == size
-    except OSError:  # not there, or not an image
+            return check(image)
+    except Exception:  # noqa: BLE001 (not there, or not an image)
         return False
 
 

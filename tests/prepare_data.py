@@ -1,7 +1,9 @@
 """Tiny made-up datasets for the tests of the dataset scripts, and what those tests share."""
 
+import contextlib
 import importlib.util
 import io
+import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,25 @@ MINI = DATA / 'miniImagenet' / 'proc_images.py'
 def run(script, *arguments):
     command = [sys.executable, script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def call(script, *arguments):
+    """The same within this process, which is quicker."""
+    printed = [io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2)]
+    kept, code = (sys.argv, sys.path), 0
+    sys.argv, sys.path = [str(script), *map(str, arguments)], list(sys.path)
+    try:
+        with contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1]):
+            runpy.run_path(str(script), run_name='__main__')
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv, sys.path = kept
+    texts = []
+    for stream in printed:
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(sys.argv, code, *texts)
 
 
 def assert_refused(result, *words):
@@ -121,6 +142,13 @@ def mini(folder, form='images'):
             rows = [f'{Path(name).name},{name.split("/")[1]}' for name in PHOTOS if name.startswith(split)]
             (folder / f'{split}.csv').write_text('\n'.join(['filename,label', *rows]) + '\n')
     return folder
+
+
+def save(path, image, **options):
+    """An image as a file, in folders made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
 
 
 def original_resize(data):

@@ -1,7 +1,13 @@
 """Tasks: what is drawn, that it depends on the seed alone, and what happens with bad data."""
 
+import io
 import os
 import random
+import resource
+import shutil
+import subprocess
+import sys
+import types
 
 import image_folders
 import numpy as np
@@ -9,6 +15,7 @@ import pytest
 from PIL import Image
 
 import data_generator
+import training
 from data_generator import SinusoidGenerator, image_generators, load_split, prefetched
 from experiments import SOURCES
 from runtime import UserError
@@ -167,24 +174,133 @@ def test_miniimagenet_is_rgb_and_not_rotated(tmp_path):
         assert min(distances) < 2  # the decoders differ by rounding
 
 
+def load(folder):
+    """The images of `folder`, as a program that has just been started gets them."""
+    data_generator.load_folders.cache_clear()
+    return np.array(generator(folder, shots=1, query=1).images)
+
+
 def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
     folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
-
-    def load():
-        data_generator.load_folders.cache_clear()
-        return np.array(generator(folder, shots=1, query=1).images)
-
-    images = load()
+    images = load(folder)
     (cache,) = folder.glob('cache-*.npy')
+    np.testing.assert_array_equal(np.unique(np.load(cache)), [0, 255])
     written = os.stat(cache).st_mtime_ns
-    np.testing.assert_array_equal(load(), images)
+    np.testing.assert_array_equal(load(folder), images)
     assert os.stat(cache).st_mtime_ns == written
-    cache.write_bytes(cache.read_bytes()[:1000])  # damaged: made again
-    np.testing.assert_array_equal(load(), images)
     for path in folder.glob('*/*/*.png'):
         Image.fromarray(np.zeros([28, 28], bool)).save(path)
-    assert load().min() == 255
+    assert load(folder).min() == 255
     assert len(list(folder.glob('cache-*'))) == 1
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda data: b'',
+        lambda data: data[:1000],
+        lambda data: data + b'more',
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+        lambda data: data[:-9] + bytes(9),
+        lambda data: bytes(len(data)),
+        lambda data: data.replace(b'(40, 784)', b'(20, 1568'),
+        lambda data: data.replace(b'|u1', b'|i1'),
+        lambda data: saved(np.zeros([40, 784], np.uint8)),
+        lambda data: saved(np.zeros([40, 28, 28], np.uint8)),
+        lambda data: saved(np.zeros([40, 784], np.float32)),
+        lambda data: saved(np.array({}, object)),
+        lambda data: b'PK\x03\x04 the beginning of an archive',
+    ],
+)
+def test_a_cache_that_is_not_what_was_written_is_made_again(tmp_path, spoil):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    images = load(folder)
+    (cache,) = folder.glob('cache-*.npy')
+    data = cache.read_bytes()
+    cache.write_bytes(spoil(data))
+    assert cache.read_bytes() != data
+    np.testing.assert_array_equal(load(folder), images)
+    assert cache.read_bytes() == data
+
+
+def test_the_check_of_a_large_cache_reads_a_part_of_it(monkeypatch):
+    """Evenly spaced rows: damage of a stretch is told, whatever the size."""
+    monkeypatch.setattr(data_generator, 'SAMPLE', 10000)
+    images = np.random.default_rng(0).integers(0, 256, [1000, 100], np.uint8)
+    sound, rows = data_generator.checksum(images), set()
+    for row in range(1000):
+        damaged = images.copy()
+        damaged[row] += 1
+        rows |= {row} if data_generator.checksum(damaged) != sound else set()
+    assert rows == set(range(0, 1000, 10))
+
+
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    load(folder)
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    left = [tmp_path / f'cache-0123456789abcdef.{pid}.tmp' for pid in (dead.pid, 10**30, os.getpid(), 'x')]
+    for path in left:
+        path.write_bytes(b'half a cache')
+    load(folder)  # with a cache that is there
+    assert [path.exists() for path in left] == [False, False, True, True]
+
+
+def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path, capsys):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+    try:
+        images = load(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 'cannot be written' in capsys.readouterr().err
+    assert not list(folder.glob('cache-*'))
+    np.testing.assert_array_equal(load(folder), images)
+
+
+def test_a_cache_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    folder, synced, fsync = image_folders.omniglot(tmp_path, characters=20, drawings=2), [], os.fsync
+
+    def record(number):
+        fsync(number)
+        synced.append((os.fstat(number).st_size, list(folder.glob('cache-*.npy'))))
+
+    monkeypatch.setattr(os, 'fsync', record)
+    load(folder)
+    (cache,) = folder.glob('cache-*')
+    assert synced == [(cache.stat().st_size, [])]
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    names = load_split('omniglot', SOURCES['omniglot'], folder, 'train')[2]
+    for name in ('.ipynb_checkpoints/character01', 'Alphabet0/.ipynb_checkpoints'):
+        (folder / name).mkdir(parents=True)
+        (folder / name / 'x.png').write_bytes(b'no image')
+    (folder / 'Alphabet0/character01/._x.png').write_bytes(b'what a Mac leaves behind')
+    data_generator.load_folders.cache_clear()
+    assert load_split('omniglot', SOURCES['omniglot'], folder, 'train')[2] == names
+
+
+def test_names_that_are_not_utf8_are_served(tmp_path):
+    images = load(image_folders.omniglot(tmp_path, characters=20, drawings=2))
+    for path in sorted(tmp_path.glob('*/*/*.png')):
+        path.rename(path.with_name(os.fsdecode(b'\xff') + path.name))
+    np.testing.assert_array_equal(load(tmp_path), images)
+
+
+def test_the_home_directory_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    images = load(image_folders.omniglot(tmp_path / 'data', characters=20, drawings=2))
+    np.testing.assert_array_equal(load('~/data'), images)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +311,12 @@ def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
         (lambda folder: next(folder.glob('*/*02/*_01.png')).write_bytes(b'no image'), ['_01.png', 'not a readable']),
         (lambda folder: Image.new('1', (105, 105)).save(next(folder.glob('*/*02/*_01.png'))), ['105x105', '28x28']),
         (lambda folder: [path.unlink() for path in folder.glob('*/*/*')], ['no images', 'data/README.md']),
+        (lambda folder: (folder / 'Alphabet0/character01/x.png').mkdir(), ['x.png is not a file', 'rename']),
+        (lambda folder: os.mkfifo(folder / 'Alphabet0/character01/x.png'), ['x.png is not a file', 'rename']),
+        (lambda folder: (folder / 'Alphabet0/character01/x.png').symlink_to('gone'), ['x.png cannot be read', 'mend']),
+        (lambda folder: (folder / 'Alphabet0/character09').symlink_to('gone'), ['character09 is a link to nothing']),
+        (lambda folder: (folder / 'Alphabet9').symlink_to('gone'), ['Alphabet9 is a link to nothing']),
+        (lambda folder: (folder / 'Alphabet9').symlink_to('Alphabet9'), ['Alphabet9 is a link to nothing']),
     ],
 )
 def test_bad_data_is_refused_with_one_line(tmp_path, spoil, words):
@@ -210,3 +332,51 @@ def test_bad_data_is_refused_with_one_line(tmp_path, spoil, words):
 def test_smaller_data_is_allowed_with_a_warning(tmp_path, capsys):
     generator(image_folders.omniglot(tmp_path, characters=20, drawings=3))
     assert 'not the full 1623 x 20' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('spoil', ['few classes', 'few images', 'none', 'empty'])
+def test_a_split_that_is_optional_may_be_too_small(tmp_path, capsys, spoil):
+    folder = image_folders.miniimagenet(tmp_path, classes=3, images=2)
+    data_generator.load_folders.cache_clear()
+    if spoil == 'few classes':
+        shutil.rmtree(folder / 'val/nval00')
+    elif spoil == 'few images':
+        (folder / 'val/nval00/000.jpg').unlink()
+    else:
+        shutil.rmtree(folder / 'val')
+        if spoil == 'empty':
+            (folder / 'val').mkdir()
+
+    def splits(**options):
+        source, query = SOURCES['miniimagenet'], {'train': 1, 'val': 1}
+        return list(image_generators('miniimagenet', source, folder, query, 3, 1, query, 2, 1, **options))
+
+    assert splits(optional=['val']) == ['train']
+    warnings = [line for line in capsys.readouterr().err.splitlines() if 'without the val split' in line]
+    assert len(warnings) == 1 and str(folder) in warnings[0]
+    with pytest.raises(UserError):
+        splits()
+    if spoil != 'none' and spoil != 'empty':
+        next(folder.glob('val/nval01/*')).write_bytes(b'no image')
+        data_generator.load_folders.cache_clear()
+        with pytest.raises(UserError, match='not a readable'):  # damage is no lack
+            splits(optional=['val'])
+
+
+def test_training_without_enough_classes_for_validation(tmp_path):
+    """As with --datasource=miniimagenet --num_classes=20; without --test_set they are what the test uses."""
+    folder = image_folders.miniimagenet(tmp_path, classes=20, images=2)
+    for label in range(5):
+        shutil.rmtree(folder / f'val/nval{label:02d}')
+    config = types.SimpleNamespace(
+        datasource='miniimagenet', data_dir=folder, num_classes=20, meta_batch_size=4, seed=1
+    )
+    config.update_batch_size = config.train_query = config.test_query = 1
+    config.train, config.test_set = True, True
+    assert set(training.make_data(config, SOURCES['miniimagenet'])) == {'train', 'test'}
+    config.test_set = False
+    for config.train in (True, False):
+        with pytest.raises(UserError, match='15 classes in its val split, too few for 20-way'):
+            training.make_data(config, SOURCES['miniimagenet'])
+    config.num_classes, config.train, config.test_set = 15, True, True
+    assert set(training.make_data(config, SOURCES['miniimagenet'])) == {'train', 'val', 'test'}

@@ -13,6 +13,7 @@ from prepare_data import (
     OMNIGLOT,
     assert_refused,
     assert_resized,
+    call,
     flat_alphabets,
     load_omniglot,
     omniglot,
@@ -181,3 +182,51 @@ def test_omniglot_does_not_mix_two_copies_of_an_alphabet(tmp_path):
     omniglot(tmp_path)
     (tmp_path / 'Greek').mkdir()
     assert_refused(run(OMNIGLOT, f'--dest={tmp_path}'), 'Greek', 'remove one')
+
+
+# ---------------------------------------------------------------- odd files and folders
+
+
+def test_omniglot_hidden_folders_are_no_alphabets(tmp_path):
+    pixels = omniglot(tmp_path)
+    for name in ('images_background', 'images_background/Greek'):
+        hidden = tmp_path / name / '.ipynb_checkpoints/character01/0001_01.png'
+        hidden.parent.mkdir(parents=True)
+        hidden.write_bytes(b'what an editor leaves behind')
+    result = call(OMNIGLOT, f'--dest={tmp_path}')
+    assert '4 characters, 5 images' in result.stdout, result.stderr
+    for name, drawing in pixels.items():
+        assert Image.open(tmp_path / name).size == (28, 28) != drawing.shape
+    assert not (tmp_path / '.ipynb_checkpoints').exists()
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'words'),
+    [
+        (lambda folder: (folder / 'Greek/character01/x.png').mkdir(), ['Greek/character01/x.png is a folder']),
+        (lambda folder: (folder / 'Greek/character01/x.png').symlink_to('gone'), ['x.png is a link to nothing']),
+        (lambda folder: (folder / 'Maya').symlink_to('gone'), ['Maya is a link to nothing']),
+        (lambda folder: shutil.copytree(folder / 'Greek', folder / 'images_background/Greek'), ['are both Greek/']),
+        (lambda folder: Image.new('L', (9, 9)).save(folder / 'Greek/character01/x.jpg'), ['x.jpg is not a one-bit']),
+    ],
+)
+def test_omniglot_odd_files_are_named(tmp_path, spoil, words):
+    flat_alphabets(tmp_path / 'source')
+    spoil(tmp_path / 'source')
+    assert_refused(call(OMNIGLOT, f'--source={tmp_path / "source"}', f'--dest={tmp_path / "dest"}'), *words)
+
+
+@pytest.mark.parametrize('kind', ['zip', 'tar'])
+def test_omniglot_a_file_that_is_too_large_is_refused(tmp_path, kind):
+    large = tmp_path / 'source/Greek/character01/0001_01.png'
+    large.parent.mkdir(parents=True)
+    large.touch()
+    os.truncate(large, 65 << 20)
+    with (
+        tarfile.open(tmp_path / 'archive', 'w')
+        if kind == 'tar'
+        else zipfile.ZipFile(tmp_path / 'archive', 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as file
+    ):
+        (file.add if kind == 'tar' else file.write)(large, 'Greek/character01/0001_01.png')
+    result = call(OMNIGLOT, f'--source={tmp_path / "archive"}', f'--dest={tmp_path / "dest"}')
+    assert_refused(result, '0001_01.png has more than 64 MB')

@@ -1,27 +1,34 @@
-"""Resize MiniImagenet to 84x84 JPEGs, into {train,val,test}/<label>/<filename> beside this script.
+"""Resize MiniImagenet to 84x84 RGB, into {train,val,test}/<label>/<filename> beside this script.
 
 The images cannot be downloaded freely. Bring one of, as a folder or a zip or tar archive:
   * the 60,000 images n0153282900000005.jpg ..., from ILSVRC-2012 under ImageNet's terms (image-net.org),
     with train.csv, val.csv and test.csv of Ravi & Larochelle in it or beside it
     (github.com/twitter-research/meta-learning-lstm, data/miniImagenet);
   * the images already split: train/, val/ and test/ with a folder of images for each class.
+JPEGs stay JPEGs, PNGs stay PNGs. The CSV files may name images with folders, as label/1.jpg.
 
 Usage:
     python data/miniImagenet/proc_images.py --source=PATH [--csv=FOLDER]
     python data/miniImagenet/proc_images.py   # as the original: images/ and the CSV files beside this script
 
 Can be run again after a break. Departures from the original's script of the same name (cbfinn/maml): it
-overwrites and moves the images, this one copies them; images that are 84x84 already are not encoded again.
+overwrites and moves the images, this one copies them; images that are 84x84 already are not encoded again;
+a rotation that a camera noted (EXIF) is carried out, and what is transparent becomes white.
 """
 
 import argparse
+import csv
+import glob
 import io
+import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -29,93 +36,175 @@ import prepare
 
 CLASSES = {'train': 64, 'val': 16, 'test': 20}
 IMAGES = 600  # of each class
-IMAGE = re.compile(r'(?:.*/)?([^/]+\.jpe?g)', re.IGNORECASE)
-SPLIT_IMAGE = re.compile(rf'(?:.*/)?((?:{"|".join(CLASSES)})/[^/]+/[^/]+\.jpe?g)', re.IGNORECASE)
+IMAGE = re.compile(r'(?:.*/)?([^/]+\.(?:jpe?g|png))', re.I | re.S)
+SPLIT_IMAGE = re.compile(rf'(?:.*/)?({"|".join(CLASSES)})/([^/]+/[^/]+\.(?:jpe?g|png))(/.*)?', re.I | re.S)
+OTHER_IMAGE = re.compile(r'.*\.(?:bmp|gif|tiff?|webp)', re.I | re.S)
 SIZE = (84, 84)
 
 
+def file_format(name):
+    """The format of the image files that are called so."""
+    return 'PNG' if name.lower().endswith('.png') else 'JPEG'
+
+
+def is_rotated(image):
+    """Whether the camera noted (EXIF) that the image is to be turned or mirrored."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # noqa: BLE001 (of damaged notes: SyntaxError, struct.error and others)
+        return False
+
+
+def is_final(image, name):
+    """Whether an image is as the training code is to see it, in the format that its name says."""
+    form = (image.format, image.mode, image.size) == (file_format(name), 'RGB', SIZE)
+    return form and not image.has_transparency_data and not is_rotated(image)
+
+
 def resize(image):
-    """An image of any mode and size as RGB 84x84."""
+    """An image of any mode and size as RGB 84x84: turned as its EXIF notes say, and on white."""
+    if is_rotated(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits, where Pillow would make all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('RGB').resize(SIZE, resample=Image.Resampling.LANCZOS)
 
 
 def find_csv(split, files, source, folder):
     """The bytes of a split's CSV file, from --csv, from the source or from beside it; None when not there."""
     name = f'{split}.csv'
-    if folder is None:
-        for inside in files:
-            if inside.split('/')[-1] == name:
-                return files[inside]()
+    inside = [] if folder else [path for path in files if path.split('/')[-1] == name]
+    if len(inside) > 1:
+        prepare.fail(f'{source / inside[0]} and {source / inside[1]} are both there; choose with --csv=FOLDER')
+    if inside:
+        return prepare.read_file(files[inside[0]], source / inside[0])
     path = (folder or source.resolve().parent) / name
-    return path.read_bytes() if path.is_file() else None
+    return prepare.read_file(partial(open, path, 'rb'), path) if path.is_file() else None
 
 
 def read_csv(split, data):
-    """The (filename, label) rows of a CSV file."""
-    header, *rows = [line.split(',') for line in data.decode('utf-8-sig', 'replace').splitlines()] or [[]]
+    """The (filename, label) rows of a CSV file, without blank lines."""
+    try:
+        lines = io.StringIO(data.decode('utf-8-sig'), newline='')
+        header, *rows = [row for row in csv.reader(lines, skipinitialspace=True) if any(row)] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        prepare.fail(f'{split}.csv is no CSV file in UTF-8 ({error}); save it as one')
     if header != ['filename', 'label']:
         prepare.fail(f"{split}.csv begins with {','.join(header)!r}, not 'filename,label'; see --help")
     for row in rows:
-        if len(row) != 2:
+        if len(row) != 2 or not all(row):
             prepare.fail(f'{split}.csv has the line {",".join(row)!r}, not a filename and a label')
         prepare.check_name('/'.join(row), f'{split}.csv')
+        if re.search(r'^\.|[/\\]', row[1]):
+            prepare.fail(f'{split}.csv has the label {row[1]!r}, which cannot be the name of a class folder; rename it')
     return rows
 
 
-def find_images(source, csv_folder):
-    """The images of a folder or an archive, as (path in dest, name in source, reader)."""
-    files = prepare.list_files(source)
-    split = {name: match[1] for name in files if (match := SPLIT_IMAGE.fullmatch(name))}
-    flat = {match[1]: name for name in files if name not in split and (match := IMAGE.fullmatch(name))}
+def find_images(source, csv_folder, dest):
+    """The images of a folder or an archive, as (path in dest, name in source, opener)."""
+    files = prepare.list_files(source, dest)
+    split = {name: match for name in files if (match := SPLIT_IMAGE.fullmatch(name))}
+    flat = defaultdict(list)  # by base name
+    for name in files:
+        if name not in split and (match := IMAGE.fullmatch(name)):
+            flat[match[1]].append(name)
     if not split and not flat:
-        prepare.fail(f'no JPEG images in {source}; --help says what to bring')
+        prepare.fail(f'no JPEG or PNG images in {source}; --help says what to bring')
     tables = {name: find_csv(name, files, source, csv_folder) for name in CLASSES}
     if split and not (flat and all(tables.values())):
-        return [(target, name, files[name]) for name, target in split.items()]
+        targets = find_split(source, files, split)
+        if left := [name for names in flat.values() for name in names]:
+            print(
+                f'warning: {len(left):,} images are not in a class folder of train/, val/ or test/ and are left out, '
+                f'the first is {source / left[0]}',
+                file=sys.stderr,
+            )
+    else:
+        targets = find_listed(source, csv_folder, flat, tables)
+    taken = {}
+    for name, target in targets.items():
+        message = '{one} and {two} would both become {key}; rename or remove one of them'
+        prepare.claim(taken, target, source / name, message)
+    # In stored order, because a compressed tar cannot be read in another at any speed.
+    return [(targets[name], name, files[name]) for name in files if name in targets]
 
+
+def find_split(source, files, split):
+    """{name in source: path in dest} of the images in train/, val/ and test/."""
+    for name, match in split.items():
+        if match[3]:
+            folder = name.removesuffix(match[3])
+            prepare.fail(f'{source / folder} is a folder, not an image; rename or remove it')
+    folders = {name.rpartition('/')[0] for name in split}
+    for name in files:
+        if OTHER_IMAGE.fullmatch(name) and name.rpartition('/')[0] in folders:
+            prepare.fail(f'{source / name} is neither JPEG nor PNG; convert or remove it')
+    return {name: f'{match[1].lower()}/{match[2]}' for name, match in split.items()}
+
+
+def find_listed(source, csv_folder, flat, tables):
+    """{name in source: path in dest} of the images that the CSV files list, by base name or with folders."""
     targets, missing = {}, []
     for subset, data in tables.items():
         if data is None:
             prepare.fail(f'{subset}.csv is not in {csv_folder or source} or beside it; give --csv=FOLDER')
         for filename, label in read_csv(subset, data):
-            if filename in flat:
-                targets.setdefault(flat[filename], f'{subset}/{label}/{filename}')
+            path = filename.replace('\\', '/').removeprefix('./')
+            base = path.split('/')[-1]
+            found = [name for name in flat.get(base, ()) if f'/{name}'.endswith(f'/{path}')]
+            if len(found) > 1:
+                prepare.fail(
+                    f'{filename} of {subset}.csv can be {source / found[0]} or {source / found[1]}; '
+                    'name it with its folder there, or remove one of them'
+                )
+            if found:
+                message = filename + ' is listed as both {one} and {two}; remove one of the lines'
+                prepare.claim(targets, found[0], f'{subset}/{label}/{base}', message)
             else:
                 missing.append(f'{filename} of {subset}.csv')
     if missing:
         prepare.fail(f'{len(missing):,} listed images are not in {source}, the first is {missing[0]}')
-    # In stored order, because a compressed tar cannot be read in another at any speed.
-    return [(targets[name], name, files[name]) for name in files if name in targets]
+    return targets
 
 
 def resize_all(images, source, dest):
     """Write each image, resized, to its place below dest, unless it is there."""
-    for target, name, read in prepare.progress(images, unit=' images'):
-        if prepare.is_done(dest / target, 'RGB', SIZE):
+    for target, name, opener in prepare.progress(images, unit=' images'):
+        if prepare.is_done(dest / target, lambda image: is_final(image, target)):  # noqa: B023 (called at once)
             continue
-        image, data = prepare.read_image(read, source / name)
-        if (image.format, image.mode, image.size) != ('JPEG', 'RGB', SIZE):
-            jpeg = io.BytesIO()
-            resize(image).save(jpeg, 'JPEG')  # at Pillow's default quality, as the original
-            data = jpeg.getvalue()
+        image, data = prepare.read_image(opener, source / name)
+        if not is_final(image, target):
+            buffer = io.BytesIO()
+            resize(image).save(buffer, file_format(target))  # at Pillow's default quality, as the original
+            data = buffer.getvalue()
         prepare.write(dest / target, data)
 
 
 def count(folder):
     """Classes x images of a split, for example "64 x 600", or "64 x 598-600" when classes differ."""
-    images = Counter(path.parent for path in folder.glob('*/*') if IMAGE.fullmatch(path.name))
+    names = filter(IMAGE.fullmatch, glob.glob('*/*', root_dir=folder))  # without hidden folders
+    images = Counter(map(os.path.dirname, names))
     sizes = sorted(set(images.values())) or [0]
     return f'{len(images)} x {sizes[0]}' + (f'-{sizes[-1]}' if sizes[1:] else '')
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--source', type=Path, default=HERE, help='folder or archive (default: beside the script)')
-    parser.add_argument('--csv', type=Path, help='folder of the CSV files (default: in the source or beside it)')
-    parser.add_argument('--dest', type=Path, default=HERE, help='where the splits go (default: beside the script)')
+    parser.add_argument(
+        '--source', type=prepare.path, default=HERE, help='folder or archive (default: beside the script)'
+    )
+    parser.add_argument(
+        '--csv', type=prepare.path, help='folder of the CSV files (default: in the source or beside it)'
+    )
+    parser.add_argument(
+        '--dest', type=prepare.path, default=HERE, help='where the splits go (default: beside the script)'
+    )
     args = parser.parse_args(argv)
 
-    resize_all(find_images(args.source, args.csv), args.source, args.dest)
+    resize_all(find_images(args.source, args.csv, args.dest), args.source, args.dest)
 
     found = ', '.join(f'{split} {count(args.dest / split)}' for split in CLASSES)
     whole = ', '.join(f'{split} {classes} x {IMAGES}' for split, classes in CLASSES.items())

@@ -9,7 +9,9 @@ Can be run again after a break. As the original's script of the same name (cbfin
 """
 
 import argparse
+import glob
 import io
+import os
 import re
 import sys
 from collections import Counter
@@ -28,7 +30,7 @@ ARCHIVES = {  # name: MD5, as torchvision's datasets/omniglot.py records them
 }
 # images_background_small1 and _small2 hold nothing but copies, so they are no subsets here.
 SUBSETS = ('images_background', 'images_evaluation')
-DRAWING = re.compile(rf'(?:(?:.*/)?(?:{"|".join(SUBSETS)})/)?([^/]+/[^/]+/[^/]+\.png)')
+DRAWING = re.compile(rf'(?:(?:.*/)?(?:{"|".join(SUBSETS)})/)?([^/]+/[^/]+/[^/]+\.(?:png|jpe?g))(/.*)?', re.I | re.S)
 SIZE = (28, 28)
 CHARACTERS, DRAWERS = 1623, 20
 
@@ -42,7 +44,8 @@ def resize(image):
 def lift_subsets(folder):
     """Move the alphabets of images_background/ and _evaluation/ up, to where the training code looks."""
     for subset in SUBSETS:
-        for alphabet in filter(Path.is_dir, sorted((folder / subset).glob('*'))):
+        for name in sorted(glob.glob('*/', root_dir=folder / subset)):  # without hidden folders
+            alphabet = folder / subset / name
             if (folder / alphabet.name).exists():
                 prepare.fail(f'both {alphabet} and {folder / alphabet.name} exist; remove one of them')
             alphabet.rename(folder / alphabet.name)
@@ -50,21 +53,26 @@ def lift_subsets(folder):
             (folder / subset).rmdir()
 
 
-def find_drawings(source):
-    """The drawings of an archive, or a folder and the archives in it, as (path in dest, name, reader)."""
+def find_drawings(source, dest):
+    """The drawings of an archive, or a folder and the archives in it, as (path in dest, name, opener)."""
     archives = [source / name for name in ARCHIVES if (source / name).is_file()]
     for place in (source, *archives):
-        for name, read in prepare.list_files(place).items():
+        taken = {}
+        for name, opener in prepare.list_files(place, dest).items():
             if match := DRAWING.fullmatch(name):
-                yield match[1], place / name, read
+                if match[2]:
+                    folder = name.removesuffix(match[2])
+                    prepare.fail(f'{place / folder} is a folder, not a drawing; rename or remove it')
+                prepare.claim(taken, match[1], place / name, '{one} and {two} are both {key}; remove one of them')
+                yield match[1], place / name, opener
 
 
 def resize_all(drawings, dest):
     """Write each drawing, resized, to its place below dest, unless it is there."""
-    for target, name, read in prepare.progress(drawings, unit=' drawings'):
-        if prepare.is_done(dest / target, '1', SIZE):
+    for target, name, opener in prepare.progress(drawings, unit=' drawings'):
+        if prepare.is_done(dest / target, lambda image: (image.mode, image.size) == ('1', SIZE)):
             continue
-        image, _ = prepare.read_image(read, name)
+        image, _ = prepare.read_image(opener, name)
         if image.mode != '1':  # resizing gray would give other values than 0 and 1
             prepare.fail(f'{name} is not a one-bit image (mode {image.mode}); bring the PNGs as published')
         png = io.BytesIO()
@@ -78,11 +86,13 @@ def main(argv=None):
     parser.add_argument('--url', default=URL, help='where the archives are (default: %(default)s)')
     parser.add_argument(
         '--source',
-        type=Path,
+        type=prepare.path,
         help='a folder with images_background and images_evaluation, with the alphabets, or '
         'with the two zip archives; or a zip or tar archive (default: --dest, in place)',
     )
-    parser.add_argument('--dest', type=Path, default=HERE, help='where the alphabets go (default: beside the script)')
+    parser.add_argument(
+        '--dest', type=prepare.path, default=HERE, help='where the alphabets go (default: beside the script)'
+    )
     args = parser.parse_args(argv)
     if args.download and args.source:
         prepare.fail('give --download or --source, not both')
@@ -93,7 +103,7 @@ def main(argv=None):
     source = args.source or args.dest
     if source.resolve() == args.dest.resolve():
         lift_subsets(args.dest)
-    drawings = list(find_drawings(source))
+    drawings = list(find_drawings(source, args.dest))
     if not drawings:
         prepare.fail(
             f'no drawings in {source}; give --download, or --source=FOLDER with images_background '
@@ -101,7 +111,7 @@ def main(argv=None):
         )
     resize_all(drawings, args.dest)
 
-    characters = Counter(path.parent for path in args.dest.glob('*/*/*.png'))
+    characters = Counter(os.path.dirname(name) for name in glob.glob('*/*/*.png', root_dir=args.dest))
     print(f'{len(characters):,} characters, {sum(characters.values()):,} images in {args.dest}')
     if len(characters) != CHARACTERS or set(characters.values()) != {DRAWERS}:
         print(f'warning: all of Omniglot is {CHARACTERS:,} characters of {DRAWERS} images each', file=sys.stderr)
