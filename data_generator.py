@@ -28,7 +28,7 @@ TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random g
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
 OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (original :41-54)
 IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg')
-SAMPLE = 32 << 20  # bytes of a cache that are read to check it: all of Omniglot, every 25th of MiniImagenet's images
+SAMPLE = 32 << 20  # bytes of a cache that are read to check it: all of Omniglot, about every 25th of MiniImagenet's images
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
