@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import data_generator
+import images as images_module
 import training
 from data_generator import SinusoidGenerator, image_generators, load_split, prefetched
 from experiments import SOURCES
@@ -231,13 +232,13 @@ def test_a_cache_that_is_not_what_was_written_is_made_again(tmp_path, spoil):
 
 def test_the_check_of_a_large_cache_reads_a_part_of_it(monkeypatch):
     """Evenly spaced rows: damage of a stretch is told, whatever the size."""
-    monkeypatch.setattr(data_generator, 'SAMPLE', 10000)
+    monkeypatch.setattr(images_module, 'SAMPLE', 10000)
     images = np.random.default_rng(0).integers(0, 256, [1000, 100], np.uint8)
-    sound, rows = data_generator.checksum(images), set()
+    sound, rows = images_module.checksum(images), set()
     for row in range(1000):
         damaged = images.copy()
         damaged[row] += 1
-        rows |= {row} if data_generator.checksum(damaged) != sound else set()
+        rows |= {row} if images_module.checksum(damaged) != sound else set()
     assert rows == set(range(0, 1000, 10))
 
 
