@@ -128,7 +128,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
-    blocks = prefetched(generator.train_block, 0)
+    blocks = prefetched(generator.draw_block, 0)
     start = time.time()
     model.train_block(next(blocks), 0, source.block)
     first_step = time.time()
@@ -150,7 +150,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
     draws = []
     for number in range(20):
         before = time.perf_counter()
-        generator.train_block(number)
+        generator.draw_block(number)
         draws.append(time.perf_counter() - before)
     rate, flops, median = float(np.median(rates)), step_flops(config, model.network), float(np.median(milliseconds))
     return {

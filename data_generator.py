@@ -1,4 +1,4 @@
-"""Batches of few-shot tasks: sinusoids, Omniglot and MiniImagenet (original: data_generator.py).
+"""Batches of few-shot tasks: sinusoids, Omniglot and MiniImagenet (maml: data_generator.py).
 
 A batch is a function of the seed and its number alone, not of the file system, of time or of threads, so the
 iteration number is the whole state of a sampler and a resumed run sees the tasks that it would have seen.
@@ -18,7 +18,7 @@ from images import TooFew, load_folders
 
 TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
-OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (original :41-54)
+OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
@@ -42,26 +42,22 @@ class SinusoidGenerator:
     """
 
     amp_range, phase_range, input_range = (0.1, 5.0), (0, np.pi), (-5.0, 5.0)
-    dim_output = 1
 
     def __init__(self, update_batch_size, meta_batch_size, query=None, oracle=False, block=100, seed=1):
         self.update_batch_size, self.query = update_batch_size, query or update_batch_size
         self.meta_batch_size, self.oracle, self.block, self.seed = meta_batch_size, oracle, block, seed
-        self.dim_input = 3 if oracle else 1
 
-    def generate_sinusoid_batch(self, rng, num_tasks, num_samples, input_idx=None):
-        """Draw tasks: inputs and outputs [tasks, samples, 1], amplitudes and phases [tasks] (original :180-192).
+    def generate_sinusoid_batch(self, rng, num_tasks, num_samples):
+        """Draw tasks: inputs and outputs [tasks, samples, 1], amplitudes and phases [tasks].
 
-        With `input_idx` the inputs from that index on are evenly spaced over the range, for pictures of a fit.
+        Source: maml: data_generator.py:180-192.
         """
         amp = rng.uniform(*self.amp_range, num_tasks)
         phase = rng.uniform(*self.phase_range, num_tasks)
         inputs = rng.uniform(*self.input_range, [num_tasks, num_samples, 1])
-        if input_idx is not None:
-            inputs[:, input_idx:, 0] = np.linspace(*self.input_range, num_samples - input_idx)
         return inputs, amp[:, None, None] * np.sin(inputs - phase[:, None, None]), amp, phase
 
-    def train_block(self, number):
+    def draw_block(self, number):
         """Block `number` of the training stream: arrays [block, tasks, K, …]."""
         rng = np.random.default_rng([self.seed, TRAIN, number])
         tasks = self.split(
@@ -90,7 +86,7 @@ class ImageGenerator:
     """N-way K-shot tasks over folders of images, one folder a class.
 
     `images` is uint8 [images, pixels]; `classes` lists each class's row numbers. With `rotations` every class of
-    every task is turned by 0, 90, 180 or 270 degrees, at validation and test as well (original :138,147).
+    every task is turned by 0, 90, 180 or 270 degrees, at validation and test as well (maml: data_generator.py:138,147).
     """
 
     def __init__(
@@ -108,9 +104,8 @@ class ImageGenerator:
         for index, rows in enumerate(classes):
             self.rows[index, : len(rows)] = rows
         self.missing = np.arange(self.rows.shape[1]) >= self.sizes[:, None]
-        self.dim_input, self.dim_output = images.shape[1], num_classes
 
-    def train_block(self, number):
+    def draw_block(self, number):
         """Batch `number` of the training stream, as a block of one: arrays [1, tasks, examples, …]."""
         return tuple(part[None] for part in self.batch(TRAIN, number, self.meta_batch_size))
 
@@ -126,7 +121,7 @@ class ImageGenerator:
     def batch(self, stream, number, num_tasks):
         """Draw (inputa, labela, inputb, labelb): uint8 pixels [tasks, examples, pixels], one-hot float32 labels.
 
-        Every N consecutive examples hold each class once, in a random order (original :141-150).
+        Every N consecutive examples hold each class once, in a random order (maml: data_generator.py:141-150).
         """
         rng = np.random.default_rng([self.seed, stream, number])
         ways, samples = self.num_classes, self.update_batch_size + self.query

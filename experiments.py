@@ -1,8 +1,8 @@
 """The paper's setting for every experiment, in one table, and the data sources that it is about.
 
 main.py fills the flags that the user left unset from `PAPER`; no other place holds such values. "A.1" is the
-paper's appendix, "main.py:49" the original repository (github.com/cbfinn/maml at a7f45f1), and "maml_rl:" the folder
-maml_examples/ of the original's other repository (github.com/cbfinn/maml_rl at 9c8e2eb).
+paper's appendix, "maml: main.py:49" the original repository (github.com/cbfinn/maml at a7f45f1), and "maml_rl:" the
+original's other one (github.com/cbfinn/maml_rl at 9c8e2eb), here its folder maml_examples/.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ class Source:
     dim_input: int = 0  # of the supervised ones
     img_size: int = 0
     channels: int = 0
-    flatten: bool = False  # head of the conv net: flatten, or mean over positions (maml.py:203,223)
-    clip: float | None = None  # element-wise limit of the meta-gradient (maml.py:147-149)
-    print_interval: int = 100  # main.py:75-80
+    flatten: bool = False  # head of the conv net: flatten, or mean over positions (maml: maml.py:203,223)
+    clip: float | None = None  # element-wise limit of the meta-gradient (maml: maml.py:147-149)
+    print_interval: int = 100  # maml: main.py:75-80
     block: int = 1  # outer steps a call of the compiled training function
     folder: str = ''  # below data/
 
@@ -57,7 +57,7 @@ PAPER = [
             save_interval=1000,
             num_test_tasks=600,
         ),
-        'main.py:41-62,74,235',
+        'maml: main.py:41-62,74,235',
     ),
     (
         {'datasource': 'sinusoid'},
@@ -71,7 +71,7 @@ PAPER = [
         ),
         'section 5.1, Table 2',
     ),
-    ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'main.py:4,47'),
+    ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'maml: main.py:4,47'),
     (
         {'datasource': 'omniglot'},
         dict(
@@ -179,18 +179,18 @@ def resolve(given):
         return values, origins
     for flag, default in (('train_update_batch_size', 'update_batch_size'), ('train_update_lr', 'update_lr')):
         if values[flag] == -1:
-            values[flag] = values[default]  # main.py:271-274
-    for flag in ('train_query', 'test_query'):  # K a class (main.py:247-251)
+            values[flag] = values[default]  # maml: main.py:271-274
+    for flag in ('train_query', 'test_query'):  # K a class (maml: main.py:247-251)
         if values.get(flag) is None:
-            values[flag], origins[flag] = values['update_batch_size'], 'main.py:247-251: K'
-    if values['baseline'] == 'oracle':  # main.py:257-259
+            values[flag], origins[flag] = values['update_batch_size'], 'maml: main.py:247-251: K'
+    if values['baseline'] == 'oracle':  # maml: main.py:257-259
         values['pretrain_iterations'] += values['metatrain_iterations']
         values['metatrain_iterations'] = 0
     return values, origins
 
 
 def run_name(config):
-    """Name of a run's folder, the original's (main.py:276-296).
+    """Name of a run's folder, the original's (maml: main.py:276-296).
 
     Beyond it: 'noconv', 'learnlr' and 'pretrain', without which different runs would share a folder.
     """

@@ -154,7 +154,7 @@ def remove_leftovers(folder):
 
 
 def decode(files, img_size, channels, invert):
-    """uint8 [files, pixels] by the decoders that the original used; `invert` makes ink 255 (original :114-118)."""
+    """Decode to uint8 [files, pixels] as the original; `invert` makes ink 255 (maml: data_generator.py:114-118)."""
     images = np.empty([len(files), img_size * img_size * channels], np.uint8)
     decoded = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files]).map(
         lambda file: tf.io.decode_image(tf.io.read_file(file), channels, expand_animations=False),

@@ -122,6 +122,7 @@ TARGETS = [
     *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
     *(Target(f'figure{n}', missing=TODO) for n in (2, 3, 6, 7)),
 ]
+FIGURES = {'figure4': ['point'], 'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir']}  # data sources
 GROUPS = {
     'all': [target.name for target in TARGETS if not target.missing],
     'figure4': [target.name for target in TARGETS if target.run.startswith('point/')],
@@ -211,23 +212,23 @@ class Work:
         pace = seconds / done if done and seconds > 0 else self.target.hours * 3600 / max(self.total, 1)
         return (self.total - done) * pace / 3600
 
-    def do(self, force=False):
-        """Train what is left and do the tests that are missing."""
+    def do(self, force=False, train=True):
+        """Train what is left, unless told not to, and do the tests that are missing; with force everything anew."""
         import checkpoint
 
-        if force and self.folder.exists():
+        if force and train and self.folder.exists():
             shutil.rmtree(self.folder)
-        if self.finished():
+        if self.finished() and not force:
             print(f'{self.target.name}, seed {self.seed}: finished')
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with logged(self.folder / 'log.txt'):
-            if self.total and self.done()[0] < self.total:
-                main.run(*self.settings(), str(self.folder))
+            if train and self.done()[0] < self.total:
+                main.run(*self.settings(), os.path.relpath(self.folder))
             for test, (_, flags) in enumerate(self.target.tests):
-                if not self.tested(test):
-                    main.run(*self.settings(train=False, **flags), str(self.folder))
-        if checkpoint.find(str(self.folder)):
+                if not self.tested(test) or (force and not train):
+                    main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))
+        if self.finished() and checkpoint.find(str(self.folder)):
             checkpoint.pack(str(self.folder))
 
     def values(self, test=0):
@@ -287,9 +288,10 @@ def logged(path):
 
 def numbers(values):
     """Return (mean, half-width or None) pairs as text."""
-    means = ', '.join(f'{mean:.3g}' if abs(mean) < 10 else f'{mean:.1f}' for mean, _ in values)
-    widths = [width for _, width in values if width is not None]
-    return means + (f' ± {", ".join(f"{width:.2g}" for width in widths)}' if widths else '')
+    return ', '.join(
+        (f'{mean:.2f}' if abs(mean) < 10 else f'{mean:.1f}') + (f' ± {width:.2g}' if width else '')
+        for mean, width in values
+    )
 
 
 def paper_numbers(target):
@@ -365,7 +367,7 @@ def results_table(root):
 
 def readme_table(root):
     """Return the lines of README.md: a row for each target, with the mean over seeds where there are several."""
-    lines = ['| target | `python main.py` | paper | here | | seeds, iterations |', '|' + '---|' * 6]
+    lines = ['| target | flags | paper | here | | seeds, iterations, hours |', '|' + '---|' * 6]
     for target in TARGETS:
         flags = ' '.join(arguments(target.flags))
         runs = [Work(target, seed, root) for seed in seeds(target, root)] if target.run else []
@@ -379,7 +381,9 @@ def readme_table(root):
         which = f'{len(runs)} seeds' if len(runs) > 1 else f'seed {runs[0].seed}'
         counts = ' to '.join(iterations(n, runs[0].total) for n in done) if done != [0] else ''
         here, agreement = average(runs)
-        lines.append(f'{row}| {here} | {agreement} | {which}{", " if counts else ""}{counts} |')
+        hours = sum(work.result().get('seconds_trained') or 0 for work in runs) / 3600
+        run = ', '.join(filter(None, [which, counts, f'{hours:.2g} h' if hours else '']))
+        lines.append(f'{row}| {here} | {agreement} | {run} |')
     return lines
 
 
@@ -473,34 +477,54 @@ def check_all(targets, root, data_dir, tasks):
 
 
 def work_off(targets, options):
-    """Do the targets one after the other, then print their rows."""
+    """Do the targets one after the other, then print their rows and draw the figures that they belong to."""
+    begun = set()  # folders, which targets of different tables can share
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
         if target.missing:
             print(f'{target.name}: {target.missing}')
-        else:
-            Work(target, options.seed, options.results, options.data_dir).do(options.force)
+            continue
+        work = Work(target, options.seed, options.results, options.data_dir)
+        work.do(options.force and work.folder not in begun, not options.test)
+        begun.add(work.folder)
     print()
     show_list(targets, options.seed, options.results)
-    for number, sources in ((4, ['point']), (5, [s for s in experiments.SOURCES if s.startswith(('cheetah', 'ant'))])):
+    for figure, sources in FIGURES.items():
         if any(target.run.split('/')[0] in sources for target in targets):
-            draw(
-                options.results / f'figure{number}.png',
-                [p for s in sources for p in sorted(options.results.glob(f'{s}/*/seed{options.seed}/test*.json'))],
-            )
+            runs = [options.results / target.run / f'seed{options.seed}' for target in TARGETS]
+            results = {
+                path: None for run in runs if run.parts[-3] in sources for path in sorted(run.glob('test*.json'))
+            }
+            draw(options.results / f'{figure}.png', list(results))
 
 
 def draw(path, results):
-    """Draw Figure 4 or 5 from what tests wrote."""
+    """Draw a figure of returns from what tests wrote."""
     from rl import figures
 
-    figures.main(['--out', str(path), *map(str, results)])
+    figures.main(['--out', os.path.relpath(path), *map(str, results)])
 
 
-def stop_after(minutes):
-    """Ask this process to stop, as Ctrl-C does, after so many minutes."""
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+@contextlib.contextmanager
+def stopped_after(minutes):
+    """Stop what is done within, as Ctrl-C does, after so many minutes (None: never)."""
+    over = threading.Event()
+
+    def stop():
+        over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(60 * (minutes or 0), stop)
     timer.daemon = True
-    timer.start()
+    if minutes:
+        timer.start()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if not over.is_set():
+            raise
+        print(f'{minutes:g} minutes are over: the same command goes on from here')
+    finally:
+        timer.cancel()
 
 
 def command_line():
@@ -509,6 +533,7 @@ def command_line():
     parser.add_argument('--list', action='store_true', help='show targets (default: all)')
     parser.add_argument('--table', action='store_true', help='write the tables of README.md and results/README.md')
     parser.add_argument('--check', action='store_true', help='test the weights in results/ on a few tasks')
+    parser.add_argument('--test', action='store_true', help='test what is trained so far, without training on')
     parser.add_argument('--tasks', type=int, default=40, help='tasks of each --check (default: %(default)s)')
     parser.add_argument('--minutes', type=float, help='stop after so many minutes; the same command goes on')
     parser.add_argument('--seed', type=int, default=1, help='seed of weights and tasks (default: %(default)s)')
@@ -531,9 +556,8 @@ def command_line():
             show_list(targets, options.seed, options.results)
         else:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-            if options.minutes:
-                stop_after(options.minutes)
-            work_off(targets, options)
+            with stopped_after(options.minutes):
+                work_off(targets, options)
     except UserError as error:
         print(f'reproduce.py: {error}', file=sys.stderr)
         return 2

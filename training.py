@@ -157,7 +157,7 @@ def pieces(config, source, generator, iteration, total):
     A piece ends with its block, where a checkpoint is due, or where pretraining ends.
     """
     numbers = itertools.count(iteration // source.block)
-    blocks = prefetched(generator.train_block, iteration // source.block) if iteration < total else ()
+    blocks = prefetched(generator.draw_block, iteration // source.block) if iteration < total else ()
     for number, block in zip(numbers, blocks):
         begin = number * source.block
         while iteration < min(begin + source.block, total):
@@ -175,7 +175,7 @@ def pieces(config, source, generator, iteration, total):
 
 
 def write_summaries(prefix, labels, values, num_updates, step):
-    """TensorBoard scalars under the original's names, as TF1 wrote them (maml.py:157-165)."""
+    """TensorBoard scalars under the original's names, as TF1 wrote them (maml: maml.py:157-165)."""
     for label, (before, after) in zip(labels, np.reshape(values, [-1, 2])):
         tf.summary.scalar(f'{prefix}_Pre-update_{label}', before, step)
         tf.summary.scalar(f'{prefix}_Post-update_{label}__step_{num_updates}', after, step)

@@ -1,17 +1,17 @@
-"""Losses, layers and the optimiser step that the networks of `maml.py` are made of (original: utils.py)."""
+"""Losses, layers and the optimiser step that the networks of `maml.py` are made of (maml: utils.py)."""
 
 import functools
 
 import numpy as np
 import tensorflow as tf
 
-BATCH_NORM_EPSILON = 1e-3  # tf.contrib.layers.batch_norm's default (original utils.py:41)
+BATCH_NORM_EPSILON = 1e-3  # tf.contrib.layers.batch_norm's default (maml: utils.py:41)
 LAYER_NORM_EPSILON = 1e-12  # tf.contrib.layers.layer_norm's
 SMALL_CONVOLUTION = 2**16  # floats in its patches, up to which a strided one is faster as a matrix product
 
 
 def mse(pred, label):
-    """Mean squared error over all entries, a scalar (original utils.py:48-51)."""
+    """Mean squared error over all entries, a scalar (maml: utils.py:48-51)."""
     return tf.reduce_mean(tf.square(tf.reshape(pred, [-1]) - tf.reshape(label, [-1])))
 
 
@@ -19,7 +19,7 @@ def xent(pred, label, update_batch_size):
     """Cross entropies of `pred` [examples, classes] with one-hot `label`, SUMMED and divided by K.
 
     So the support loss is N times the mean over its N*K examples, and the query loss is divided by K too,
-    whatever its own size (original utils.py:53-55; maml.py:136 reduces with a sum).
+    whatever its own size (maml: utils.py:53-55; maml: maml.py:136 reduces with a sum).
     """
     return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(label, pred)) / update_batch_size
 
@@ -156,7 +156,7 @@ def patch_pixels(examples, height, width, size):
 
 
 def conv_block(x, weights, layer, norm, max_pool):
-    """3x3 convolution, bias, norm, ReLU, and either stride 2 or a 2x2 max-pool (original utils.py:25-38).
+    """3x3 convolution, bias, norm, ReLU, and either stride 2 or a 2x2 max-pool (maml: utils.py:25-38).
 
     `x` is [examples, height, width, channels]; `layer` counts from 1, its norm scope is layer - 1.
     """

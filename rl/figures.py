@@ -31,7 +31,7 @@ TITLES = {
 def method(result):
     """Return what was tested: a key of METHODS."""
     baseline = result['settings']['baseline']
-    return 'maml' if baseline in (None, 'none') else baseline
+    return baseline or 'maml'
 
 
 def draw_returns(axis, results, paper):
@@ -81,11 +81,11 @@ def draw(results, paper):
     return figure
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('results', nargs='+', metavar='RESULT.json', help="written by main.py's tests")
     parser.add_argument('--out', required=True, help='the picture, .png, .pdf or .svg')
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     results = []
     for path in options.results:
         try:

@@ -54,23 +54,18 @@ def test_sinusoid_test_tasks_are_the_originals():
         np.testing.assert_array_equal(np.concatenate([labela[task], labelb[task]]), np.float32(amp * np.sin(x - phase)))
 
 
-def test_sinusoid_input_idx_spaces_the_rest_evenly():
-    inputs, *_ = SinusoidGenerator(10, 1).generate_sinusoid_batch(np.random.default_rng(0), 1, 20, input_idx=10)
-    np.testing.assert_allclose(inputs[0, 10:, 0], np.linspace(-5, 5, 10))
-
-
 def test_oracle_sees_amplitude_and_phase():
-    inputa, labela, inputb, labelb = SinusoidGenerator(10, 4, oracle=True, block=2).train_block(0)
+    inputa, labela, inputb, labelb = SinusoidGenerator(10, 4, oracle=True, block=2).draw_block(0)
     assert inputa.shape == (2, 4, 10, 3)
     x, amp, phase = np.moveaxis(inputb, -1, 0)
     np.testing.assert_allclose(labelb[..., 0], amp * np.sin(x - phase), atol=1e-5)
 
 
 def test_blocks_differ_and_depend_on_the_seed():
-    first, again = SinusoidGenerator(10, 2, block=2).train_block(0), SinusoidGenerator(10, 2, block=2).train_block(0)
+    first, again = SinusoidGenerator(10, 2, block=2).draw_block(0), SinusoidGenerator(10, 2, block=2).draw_block(0)
     np.testing.assert_array_equal(first[0], again[0])
-    assert not np.array_equal(first[0], SinusoidGenerator(10, 2, block=2).train_block(1)[0])
-    assert not np.array_equal(first[0], SinusoidGenerator(10, 2, block=2, seed=2).train_block(0)[0])
+    assert not np.array_equal(first[0], SinusoidGenerator(10, 2, block=2).draw_block(1)[0])
+    assert not np.array_equal(first[0], SinusoidGenerator(10, 2, block=2, seed=2).draw_block(0)[0])
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------
@@ -117,20 +112,20 @@ def test_a_batch_of_omniglot_tasks(omniglot):
 def test_draws_depend_on_seed_and_number_alone(omniglot):
     """Another generator, in another state, gives the same batch; other numbers, seeds and streams others."""
     one, other = generator(omniglot), generator(omniglot)
-    one.train_block(7)
-    batch = one.train_block(3)
-    for part, same in zip(batch, other.train_block(3)):
+    one.draw_block(7)
+    batch = one.draw_block(3)
+    for part, same in zip(batch, other.draw_block(3)):
         np.testing.assert_array_equal(part, same)
-    for different in (one.train_block(4), generator(omniglot, seed=2).train_block(3)):
+    for different in (one.draw_block(4), generator(omniglot, seed=2).draw_block(3)):
         assert not np.array_equal(batch[0], different[0])
     assert not np.array_equal(one.batch(data_generator.TRAIN, 3, 5)[0], one.batch(data_generator.TEST, 3, 5)[0])
 
 
 def test_prefetched_batches_start_anywhere(omniglot):
     source = generator(omniglot)
-    batches = prefetched(source.train_block, 5)
+    batches = prefetched(source.draw_block, 5)
     for number in (5, 6, 7):
-        for drawn, expected in zip(next(batches), source.train_block(number)):
+        for drawn, expected in zip(next(batches), source.draw_block(number)):
             np.testing.assert_array_equal(drawn, expected)
 
 

@@ -43,7 +43,7 @@ def test_given_flags_win():
 
 
 def test_query_sizes():
-    """Training: K, but 15 for MiniImagenet; tests: K for all (original main.py:247-251)."""
+    """Training: K, but 15 for MiniImagenet; tests: K for all (maml: main.py:247-251)."""
     for given, expected in (
         ({'update_batch_size': 5}, (5, 5)),
         ({'datasource': 'omniglot', 'update_batch_size': 5}, (5, 5)),

@@ -30,7 +30,7 @@ def numpy_weights(model):
 
 
 def test_initial_weights():
-    """Distributions of the original's initialisers (maml.py:168-208)."""
+    """Distributions of the original's initialisers (maml: maml.py:168-208)."""
     fc, omniglot, mini = (numpy_weights(MAML(network)) for network in (SINUSOID, OMNIGLOT, MINIIMAGENET))
     assert abs(fc['w2']).max() < 0.02 and abs(fc['w2'].std() - 0.0088) < 0.0005  # truncated at two deviations
     for weights, name, limit in (

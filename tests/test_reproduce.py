@@ -1,0 +1,177 @@
+"""reproduce.py: targets are worked off and go on, tables say what is in results/, numbers belong to their weights."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import reproduce
+from networks import FullyConnected
+from reproduce import Target, Work
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / 'results'
+TINY = Target(
+    'tiny',
+    'sinusoid/tiny',
+    {'metatrain_iterations': 300, 'save_interval': 100, 'num_test_tasks': 20, 'test_num_updates': 2, 'log': False},
+    (('5 examples', {'update_batch_size': 5, 'train_update_batch_size': 10}), ('10 examples', {})),
+    (1,),
+    (3.0,),
+    (100.0,),
+)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / 'reproduce.py'), *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    """The root of results in which TINY was worked off."""
+    root = tmp_path_factory.mktemp('results')
+    Work(TINY, 1, root).do()
+    return root
+
+
+def test_a_target_is_trained_tested_and_packed(done):
+    work = Work(TINY, 1, done)
+    files = {path.name for path in work.folder.iterdir()}
+    assert {'weights.npz', 'config.json', 'log.txt'} < files and not any(name.startswith('model') for name in files)
+    assert work.finished() and reproduce.state(work) == 'finished' and work.hours_left() == 0
+    for test, k in enumerate((5, 10)):
+        result = work.result(test)
+        assert result['settings']['update_batch_size'] == k and result['iterations'] == 300
+        assert result['seconds_trained'] > 0 and result['versions']['tensorflow'] == tf.__version__
+    (mean, ci95), *_ = work.values()
+    assert (mean, ci95) == (work.result()['mean'][2], work.result()['ci95'][2])
+    assert reproduce.verdict(work) == 'within'  # 3 ± 100
+    assert (
+        'Iteration' in (work.folder / 'log.txt').read_text()
+        or 'iterations done' in (work.folder / 'log.txt').read_text()
+    )
+
+
+def test_what_is_finished_is_left_alone_without_force(done, capsys):
+    work = Work(TINY, 1, done)
+    before = (work.folder / 'weights.npz').stat().st_mtime_ns
+    work.do()
+    assert 'finished' in capsys.readouterr().out and (work.folder / 'weights.npz').stat().st_mtime_ns == before
+
+
+def test_an_unfinished_target_goes_on_to_the_same_weights(done, tmp_path):
+    begun = Target('tiny', 'sinusoid/tiny', TINY.flags | {'metatrain_iterations': 100}, TINY.tests, (1,))
+    work = Work(begun, 1, tmp_path)
+    reproduce.main.run(*work.settings(), str(work.folder))
+    more = Work(TINY, 1, tmp_path)
+    assert reproduce.state(more) == '100 of 300'
+    more.do()
+    with np.load(more.folder / 'weights.npz') as ours, np.load(done / 'sinusoid/tiny/seed1/weights.npz') as theirs:
+        assert ours['trained'] == 300
+        np.testing.assert_array_equal(ours['weights/w2'], theirs['weights/w2'])
+
+
+def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp_path):
+    stopped = command('table2/maml', f'--results={tmp_path}', '--minutes=0.15')
+    assert stopped.returncode == 0 and '0.15 minutes are over' in stopped.stdout, stopped.stdout + stopped.stderr
+    unknown = command('table1/omniglot_5way_1short')
+    assert unknown.returncode == 2 and 'did you mean table1/omniglot_5way_1shot' in unknown.stderr
+    assert unknown.stderr.count('\n') == 1
+
+
+def test_the_list_has_every_target_and_what_is_missing():
+    listed = command('--list').stdout
+    for target in reproduce.TARGETS:
+        assert re.search(rf'^{re.escape(target.name)} ', listed, re.MULTILINE), target.name
+    assert 'not there yet' in re.search(r'^figure2 .*$', listed, re.MULTILINE)[0]
+
+
+def test_groups_and_the_queue_name_targets():
+    names = {target.name for target in reproduce.TARGETS}
+    assert len(names) == len(reproduce.TARGETS)
+    for group in reproduce.GROUPS.values():
+        assert set(group) <= names
+    chosen = [target.name for target in reproduce.select(['figure5/cheetah_vel', 'table4', 'table4/maml'])]
+    assert chosen == [f'figure5/cheetah_vel/{m}' for m in ('maml', 'pretrain', 'random', 'oracle')] + [
+        'table4/maml',
+        'table4/context',
+    ]
+
+
+@pytest.mark.parametrize(
+    'paper, interval, mean, ci95, agrees',
+    [
+        (98.7, 0.4, 98.9, 0.1, True),
+        (98.7, 0.1, 98.9, 0.3, True),
+        (98.7, 0.1, 98.9, 0.1, False),
+        (0.67, None, 0.6, None, False),
+    ],
+)
+def test_within_is_either_interval(done, monkeypatch, paper, interval, mean, ci95, agrees):
+    work = Work(Target('t', 'sinusoid/tiny', {}, TINY.tests, (1,), (paper,), (interval,)), 1, done)
+    monkeypatch.setattr(work, 'values', lambda: [(mean, ci95)])
+    assert work.within() == [agrees]
+
+
+def test_the_tables_are_up_to_date():
+    for path, text in reproduce.tables(RESULTS):
+        assert path.read_text() == text, f'{path}: run python reproduce.py --table'
+
+
+def test_a_number_of_other_weights_is_found(done, tmp_path):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    work = Work(TINY, 1, tmp_path)
+    assert reproduce.check(work, 20) is None
+    path = work.folder / f'{work.test_name(0)}.json'
+    result = json.loads(path.read_text())
+    result['mean_of_the_others'][2] *= 3
+    path.write_text(json.dumps(result))
+    assert 'query, after 1 step' in reproduce.check(work, 20)
+
+
+@pytest.mark.parametrize('source', ['sinusoid', 'point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'])
+def test_the_numbers_in_results_can_have_come_from_the_weights_there(source, capsys):
+    targets = [target for target in reproduce.TARGETS if target.run.startswith(f'{source}/')]
+    assert reproduce.check_all(targets, RESULTS, None, tasks=8), capsys.readouterr().out
+    assert 'not checked' not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (ROOT.parent / 'shared' / 'data').exists(), reason='the images are not here')
+def test_the_numbers_of_image_models_can_have_come_from_their_weights(tmp_path, capsys):
+    """Needs the data sets as their publishers distribute them; only those of which there are results are prepared."""
+    data = ROOT.parent / 'shared' / 'data'
+    targets = [target for target in reproduce.TARGETS if list((RESULTS / (target.run or 'none')).glob('seed*/*.npz'))]
+    for name, folder, script in (
+        ('omniglot', 'omniglot_resized', 'resize_images'),
+        ('miniimagenet', 'miniImagenet', 'proc_images'),
+    ):
+        if any(target.run.startswith(name) for target in targets):
+            for program, *flags in (
+                [data / 'unpack.py', name, tmp_path / name],
+                [ROOT / 'data' / folder / f'{script}.py', f'--source={tmp_path / name}', f'--dest={tmp_path / folder}'],
+            ):
+                subprocess.run([sys.executable, str(program), *map(str, flags)], check=True, capture_output=True)
+    images = [target for target in targets if target.run.startswith(('omniglot', 'miniimagenet'))]
+    assert reproduce.check_all(images, RESULTS, tmp_path, tasks=50), capsys.readouterr().out
+    assert 'not checked' not in capsys.readouterr().out
+
+
+def test_weights_are_plain_arrays():
+    """The lines of docs/conformance.md, and the network in NumPy."""
+    code = re.search(
+        r'```python\n(import numpy.*?weights = .*?)```', (ROOT / 'docs/conformance.md').read_text(), re.DOTALL
+    )
+    names = {}
+    exec(code[1].replace("'results/", f"'{RESULTS}/"), names)
+    weights, x = names['weights'], np.linspace(-5, 5, 7, dtype=np.float32)[:, None]
+    hidden = np.maximum(np.maximum(x @ weights['w1'] + weights['b1'], 0) @ weights['w2'] + weights['b2'], 0)
+    ours = FullyConnected().forward(tf.constant(x), {name: tf.constant(array) for name, array in weights.items()})
+    np.testing.assert_allclose(hidden @ weights['w3'] + weights['b3'], ours, rtol=1e-4, atol=1e-5)
