@@ -44,12 +44,12 @@ RL = {name: {'datasource': name} for name in ('cheetah_vel', 'ant_vel')}  # the 
 
 
 def dense_flops(*sizes):
-    """Floating-point operations of fully connected layers of these sizes for one example."""
+    """Return the floating-point operations of fully connected layers of these sizes for one example."""
     return sum(2 * rows * columns for rows, columns in itertools.pairwise(sizes))
 
 
 def forward_flops(network):
-    """Floating-point operations of the network for one example, multiplications and additions counted apart."""
+    """Return the floating-point operations of the network for one example, multiplications and additions counted apart."""
     if not hasattr(network, 'num_filters'):
         return dense_flops(network.dim_input, *network.dim_hidden, network.dim_output)
     size, channels, flops = network.img_size, network.channels, 0
@@ -61,14 +61,14 @@ def forward_flops(network):
 
 
 def step_flops(config, network):
-    """FLOPs of a meta-iteration: a forward pass counts 1, its gradient 2, the gradient of both 6."""
+    """Return the FLOPs of a meta-iteration: a forward pass counts 1, its gradient 2, the gradient of both 6."""
     ways = network.dim_output
     support = config.num_updates * (3 if config.stop_grad else 9) * ways * config.update_batch_size
     return config.meta_batch_size * (support + 3 * ways * config.train_query) * forward_flops(network)
 
 
 def gemm_timer(threads):
-    """A function that measures GFLOP/s of float32 matrix products of size 1,024, one on each of the threads."""
+    """Return a function that measures GFLOP/s of float32 matrix products of size 1,024, one on each of the threads."""
     import tensorflow as tf
 
     matrices = tf.random.normal([2 * threads, 1024, 1024])
@@ -92,7 +92,7 @@ def settings(flags):
 
 
 def make_generator(config, source):
-    """(task generator, whether its images are real)."""
+    """Return (task generator, whether its images are real)."""
     import numpy as np
 
     import training
@@ -116,7 +116,7 @@ def make_generator(config, source):
 
 
 def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began):
-    """One row of the supervised table as a dictionary; `began` is when its process was asked for (time.time())."""
+    """Measure one row of the supervised table as a dictionary; `began` is when its process was asked for (time.time())."""
     threads = runtime.start(threads)
     import numpy as np
 
@@ -176,7 +176,7 @@ def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began)
 
 
 def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2):
-    """Environment steps a second of a MuJoCo family in tasks x rollouts simulations, all in this call.
+    """Measure the environment steps a second of a MuJoCo family in tasks x rollouts simulations, all in this call.
 
     Returns a dict, each rate the median of `repeats` in turn. `sampler`: samples kept by a whole `collect`, a
     fresh policy in the loop; `raw`: `mujoco.batch` stepping the same model `steps` times and nothing else;
@@ -224,7 +224,7 @@ def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2
 
 
 def measure_iteration(config, threads, repeats=3):
-    """The parts of a meta-iteration of these settings (one inner step), for a fresh policy: medians of `repeats`.
+    """Measure the parts of a meta-iteration of these settings (one inner step), for a fresh policy: medians of `repeats`.
 
     Returns a dict: `seconds`, of it `sampling` (physics and policy), `gradient`, `conjugate_gradients` and
     `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a
@@ -268,7 +268,7 @@ def measure_iteration(config, threads, repeats=3):
 
 
 def measure_rl(name, threads):
-    """One row of the table of reinforcement learning as a dictionary."""
+    """Measure one row of the table of reinforcement learning as a dictionary."""
     threads = runtime.start(threads)
     import numpy as np
 
@@ -287,13 +287,13 @@ def measure_rl(name, threads):
 
 
 def in_a_process(function, *arguments):
-    """function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
+    """Return function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
     with multiprocessing.get_context('spawn').Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def supervised_rows(names, options, earlier):
-    """Measures and prints a row for each experiment and order of the gradient; returns them."""
+    """Measure and print a row for each experiment and order of the gradient; return them."""
     print(
         f'{"":29s}{"ms":>9s}{"min":>9s}{"n":>5s}{"GFLOP/s":>9s}{"GEMM":>6s}{"step/GEMM":>10s}{"GB":>6s}'
         f'{"1st step":>9s}{"drawing":>8s}{"waiting":>8s}{"60,000":>8s}{"1st order":>10s}'
@@ -326,7 +326,7 @@ def supervised_rows(names, options, earlier):
 
 
 def rl_rows(names, options, earlier):
-    """Measures and prints two lines for each family of tasks; returns the rows."""
+    """Measure and print two lines for each family of tasks; return the rows."""
     rows = []
     for name in names:
         row = in_a_process(measure_rl, name, options.threads)

@@ -21,7 +21,7 @@ PACKED = 'weights.npz'
 
 
 def variables(model):
-    """All variables of a model that a checkpoint holds, by the names that they have in the file.
+    """Return all variables of a model that a checkpoint holds, by the names that they have in the file.
 
     A model has `weights`, a dictionary of variables, and maybe the two optimisers of maml.py; TRPO has no slots.
     """
@@ -75,14 +75,14 @@ def pack(folder):
 
 
 def find(folder):
-    """Paths of the checkpoints in `folder`, newest first."""
+    """List the paths of the checkpoints in `folder`, newest first."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = sorted((int(m[1]) for m in map(re.compile(r'model(\d+)\.npz').fullmatch, names) if m), reverse=True)
     return [os.path.join(folder, f'model{number}.npz') for number in numbers]
 
 
 def read(path):
-    """The arrays of a checkpoint; UserError when it cannot be read or is none of ours."""
+    """Return the arrays of a checkpoint; UserError when it cannot be read or is none of ours."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

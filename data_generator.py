@@ -23,7 +23,7 @@ FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (2
 
 
 def prefetched(batch, first):
-    """Yields batch(first), batch(first + 1), … as tuples of tensors, each drawn while the one before is in use."""
+    """Yield batch(first), batch(first + 1), … as tuples of tensors, each drawn while the one before is in use."""
 
     def draw(number):
         return tuple(tf.convert_to_tensor(array) for array in batch(number))
@@ -58,7 +58,7 @@ class SinusoidGenerator:
         return inputs, amp[:, None, None] * np.sin(inputs - phase[:, None, None]), amp, phase
 
     def draw_block(self, number):
-        """Block `number` of the training stream: arrays [block, tasks, K, …]."""
+        """Draw block `number` of the training stream: arrays [block, tasks, K, …]."""
         rng = np.random.default_rng([self.seed, TRAIN, number])
         tasks = self.split(
             *self.generate_sinusoid_batch(rng, self.block * self.meta_batch_size, self.update_batch_size + self.query)
@@ -66,15 +66,16 @@ class SinusoidGenerator:
         return tuple(part.reshape(self.block, self.meta_batch_size, *part.shape[1:]) for part in tasks)
 
     def test_batches(self, num_tasks):
-        """The tasks of a test, in one batch; drawn one by one from NumPy's legacy generator as the original did,
-        so that with seed 1 they are the original's own.
+        """Yield the tasks of a test, in one batch.
+
+        Drawn one by one from NumPy's legacy generator as the original did, so that with seed 1 they are its own.
         """
         rng = np.random.RandomState(self.seed)
         draws = [self.generate_sinusoid_batch(rng, 1, self.update_batch_size + self.query) for _ in range(num_tasks)]
         yield self.split(*(np.concatenate(parts) for parts in zip(*draws)))
 
     def split(self, inputs, outputs, amp, phase):
-        """(inputa, labela, inputb, labelb) float32, the support set first; for the oracle with the task's id."""
+        """Split into (inputa, labela, inputb, labelb) float32, the support set first; for the oracle with the task's id."""
         if self.oracle:
             task_id = np.broadcast_to(np.stack([amp, phase], 1)[:, None], [*inputs.shape[:2], 2])
             inputs = np.concatenate([inputs, task_id], 2)
@@ -106,16 +107,16 @@ class ImageGenerator:
         self.missing = np.arange(self.rows.shape[1]) >= self.sizes[:, None]
 
     def draw_block(self, number):
-        """Batch `number` of the training stream, as a block of one: arrays [1, tasks, examples, …]."""
+        """Draw batch `number` of the training stream, as a block of one: arrays [1, tasks, examples, …]."""
         return tuple(part[None] for part in self.batch(TRAIN, number, self.meta_batch_size))
 
     def test_batches(self, num_tasks):
-        """The tasks of a test in batches of TEST_BATCH, at least num_tasks in all."""
+        """Yield the tasks of a test in batches of TEST_BATCH, at least num_tasks in all."""
         for number in range(-(-num_tasks // TEST_BATCH)):
             yield self.batch(TEST, number, TEST_BATCH)
 
     def validation_tasks(self, number):
-        """Batch `number` of the validation stream."""
+        """Draw batch `number` of the validation stream."""
         return self.batch(VALIDATION, number, self.meta_batch_size)
 
     def batch(self, stream, number, num_tasks):
@@ -143,7 +144,7 @@ class ImageGenerator:
 
 
 def choose(keys, number):
-    """Indices of the `number` smallest keys of the last axis, smallest first: a random sample in random order."""
+    """Return the indices of the `number` smallest keys of the last axis, smallest first: a random sample in random order."""
     chosen = np.argpartition(keys, number - 1, axis=-1)[..., :number]
     order = np.argsort(np.take_along_axis(keys, chosen, -1), axis=-1)
     return np.take_along_axis(chosen, order, -1)
@@ -185,7 +186,7 @@ def image_generators(
 
 
 def load_enough(datasource, source, data_dir, split, num_classes, update_batch_size, query):
-    """(images uint8 [n, pixels], rows of each class) of one split; raises TooFew when they do not suffice."""
+    """Load (images uint8 [n, pixels], rows of each class) of one split; raises TooFew when they do not suffice."""
     images, classes, names = load_split(datasource, source, data_dir, split)
     needed = update_batch_size + query
     if len(classes) < num_classes:
@@ -203,7 +204,7 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
 
 
 def load_split(datasource, source, data_dir, split):
-    """(images uint8 [n, pixels], rows of each class, class folders) of one split, checked.
+    """Load (images uint8 [n, pixels], rows of each class, class folders) of one split, checked.
 
     Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
     sets: in that proportion); MiniImagenet has a folder for each split.

@@ -15,7 +15,7 @@ from runtime import UserError
 
 
 def make_strategy(kind, meta_batch_size):
-    """The tf.distribute strategy for --distribute; None: TensorFlow's default, a single replica.
+    """Return the tf.distribute strategy for --distribute; None: TensorFlow's default, a single replica.
 
     Must come before anything else that TensorFlow does. UserError when the tasks cannot be divided evenly.
     """
@@ -40,7 +40,7 @@ def make_strategy(kind, meta_batch_size):
 
 
 def is_chief(strategy):
-    """Whether this process is the one that reads and writes files, prints and tests."""
+    """Return whether this process is the one that reads and writes files, prints and tests."""
     resolver = strategy.cluster_resolver
     return (
         resolver is None
@@ -54,7 +54,7 @@ def is_chief(strategy):
 
 
 def block_trainer(strategy, model):
-    """A function like model.train_block that trains on all replicas; the same metrics on each."""
+    """Return a function like model.train_block that trains on all replicas; the same metrics on each."""
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return model.train_block
@@ -68,7 +68,7 @@ def block_trainer(strategy, model):
         for step in range(first, last):
 
             def share(context, step=step):
-                """This replica's tasks: an equal part of the batch, by its place among all replicas."""
+                """Return this replica's tasks: an equal part of the batch, by its place among all replicas."""
                 tasks = block[0].shape[1] // replicas
                 begin = context.replica_id_in_sync_group * tasks
                 return tuple(part[step, begin : begin + tasks] for part in block)
@@ -86,7 +86,7 @@ def block_trainer(strategy, model):
 
 
 def share_state(strategy, variables, iteration):
-    """Bring all replicas to the chief's state; returns the chief's iteration."""
+    """Bring all replicas to the chief's state; return the chief's iteration."""
     if strategy.num_replicas_in_sync == 1:
         return iteration
 

@@ -190,7 +190,7 @@ def resolve(given):
 
 
 def run_name(config):
-    """Name of a run's folder, the original's (maml: main.py:276-296).
+    """Return the name of a run's folder, the original's (maml: main.py:276-296).
 
     Beyond it: 'noconv', 'learnlr' and 'pretrain', without which different runs would share a folder.
     """
@@ -216,7 +216,7 @@ def run_name(config):
 
 
 def rl_run_name(config):
-    """The same for reinforcement learning, after the original's exp_name (maml_rl: cluster_maml_trpo_cheetah.py)."""
+    """Return the same for reinforcement learning, after the original's exp_name (maml_rl: cluster_maml_trpo_cheetah.py)."""
     if config.baseline == 'random':  # its seed is all there is to it
         return f'random_seed{config.seed}'
     use_maml = config.num_updates > 0

@@ -55,7 +55,7 @@ def load_folders(folder, depth, img_size, channels, invert=False):
 
 
 def class_folders(folder, depth):
-    """The folders `depth` levels below `folder`, sorted."""
+    """List the folders `depth` levels below `folder`, sorted."""
     folders = [folder] if os.path.isdir(folder) else []
     for _ in range(depth):
         inside = [pathlib.Path(entry.path) for place in folders for entry in entries(place)]
@@ -67,7 +67,7 @@ def class_folders(folder, depth):
 
 
 def entries(folder):
-    """What is in a folder, sorted; hidden files and folders, such as .ipynb_checkpoints, are no data."""
+    """List what is in a folder, sorted; hidden files and folders, such as .ipynb_checkpoints, are no data."""
     try:
         found = [entry for entry in os.scandir(folder) if not entry.name.startswith('.')]
     except OSError as error:
@@ -76,7 +76,7 @@ def entries(folder):
 
 
 def file_status(file):
-    """The size, times and so on of what must be a file."""
+    """Return the size, times and so on of what must be a file."""
     try:
         status = os.stat(file)
     except OSError as error:
@@ -87,7 +87,7 @@ def file_status(file):
 
 
 def read_cache(cache, shape):
-    """The images [n, pixels] of a cache file, mapped into memory; None unless they are what was written."""
+    """Return the images [n, pixels] of a cache file, mapped into memory; None unless they are what was written."""
     try:
         data = np.memmap(cache, np.uint8, 'r')
     except (OSError, ValueError):  # none yet, or empty
@@ -129,14 +129,14 @@ def write_cache(cache, images):
 
 
 def npy_header(shape):
-    """What a .npy file of uint8 values begins with."""
+    """Return what a .npy file of uint8 values begins with."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': shape})
     return file.getvalue()
 
 
 def checksum(images):
-    """Four bytes that tell most damage: of all images, or of evenly spaced ones that make up SAMPLE bytes."""
+    """Return four bytes that tell most damage: of all images, or of evenly spaced ones that make up SAMPLE bytes."""
     sample = images[:: -(-images.nbytes // SAMPLE)]
     return zlib.crc32(np.ascontiguousarray(sample)).to_bytes(4, 'little')
 

@@ -62,7 +62,7 @@ class MAML:
     # ---- The algorithm -------------------------------------------------------------------------------------
 
     def inner_step(self, theta, inputa, labela, step):
-        """theta'_i = theta - alpha * grad L_i(f_theta) on the support set; also returns L_i and the outputs."""
+        """Return theta'_i = theta - alpha * grad L_i(f_theta) on the support set, L_i and the outputs."""
         adapted = {name: theta[name] for name in self.adapted}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(adapted)
@@ -75,15 +75,15 @@ class MAML:
         return {**theta, **updated}, loss, output
 
     def alpha(self, theta, name, step):
-        """Inner step size of one weight; a learned one stays at its last value in the steps beyond training."""
+        """Return the inner step size of one weight; a learned one stays at its last value in the steps beyond training."""
         if not self.learn_update_lr:
             return tf.constant(self.update_lr, self.dtype)
         return theta[f'update_lr/{name}'][min(step, self.num_updates - 1)]
 
     def task_metalearn(self, theta, task):
-        """Meta-gradient of one task i: d/d theta of L_i(f_theta'_i) on the query set (Algorithm 2, lines 5-10).
+        """Return the meta-gradient of one task i: d/d theta of L_i(f_theta'_i) on the query set (Algorithm 2, lines 5-10).
 
-        Returns (gradients, metrics); metrics are [loss on a before, loss on b after num_updates steps, and where there
+        With it come metrics are [loss on a before, loss on b after num_updates steps, and where there
         is a measure the same two of it].
         """
         inputa, labela, inputb, labelb = self.prepare(task)
@@ -98,7 +98,7 @@ class MAML:
         return gradients, self.metrics(lossa, lossb, outputa, labela, outputb, labelb)
 
     def task_pretrain(self, theta, task):
-        """Gradient of one task's support loss at theta, the pretraining objective (maml: maml.py:142)."""
+        """Return the gradient of one task's support loss at theta, the pretraining objective (maml: maml.py:142)."""
         inputa, labela, inputb, labelb = self.prepare(task)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(theta)
@@ -110,7 +110,7 @@ class MAML:
         return gradients, self.metrics(lossa, self.loss_func(outputb, labelb), outputa, labela, outputb, labelb)
 
     def task_evaluate(self, theta, task, num_updates):
-        """Measures (where there is none, losses) of one task, [2 + num_updates].
+        """Return the measures (where there is none, losses) of one task, [2 + num_updates].
 
         The support set before adaptation, then the query set after 0, 1, … num_updates inner steps.
         """
@@ -123,7 +123,7 @@ class MAML:
         return tf.stack(rows)
 
     def meta_gradient(self, tasks, pretrain=False):
-        """Mean over the tasks of their meta-gradients (Algorithm 2, line 10) and of their metrics.
+        """Return the mean over the tasks of their meta-gradients (Algorithm 2, line 10) and of their metrics.
 
         Both tapes live inside the mapped function, so that memory does not grow with the number of tasks and
         each core works on a task of its own.
@@ -137,7 +137,7 @@ class MAML:
         return tf.nest.map_structure(mean, gradients), mean(metrics)
 
     def map_tasks(self, function, tasks, dtype):
-        """function(task) for every task, results stacked: as one batched computation, or a task a core."""
+        """Return function(task) for every task, stacked: as one batched computation, or a task a core."""
         if self.vectorize:  # small fully connected nets: batched matmuls, no per-op overhead
             return tf.vectorized_map(function, tasks)
         numbers = tf.range(len(tasks[0]))  # mapping these and not the tasks themselves saves a copy of the images
@@ -149,7 +149,7 @@ class MAML:
         )
 
     def outer_step(self, tasks, pretrain=False):
-        """One outer step, theta <- theta - beta * (…), by Adam; returns the metrics before it."""
+        """Do one outer step, theta <- theta - beta * (…), by Adam; return the metrics before it."""
         gradients, metrics = self.meta_gradient(tasks, pretrain)
         # Over all replicas of a tf.distribute strategy, each of which has its share of the tasks; else: as they are.
         gradients, metrics = tf.distribute.get_replica_context().all_reduce('mean', [gradients, metrics])
@@ -159,19 +159,19 @@ class MAML:
         return metrics
 
     def outer_steps(self, block, first, last, pretrain=False):
-        """outer_step for batches first … last - 1 of a block [iterations, tasks, …]; metrics, a row a batch."""
+        """Do outer_step for batches first … last - 1 of a block [iterations, tasks, …]; return metrics, a row a batch."""
         metrics = tf.TensorArray(self.dtype, block[0].shape[0], element_shape=[4 if self.measure else 2])
         for step in tf.range(first, last):
             metrics = metrics.write(step, self.outer_step([part[step] for part in block], pretrain))
         return metrics.stack()
 
     def train_block(self, block, first, last, pretrain=False):
-        """outer_steps as one compiled call: NumPy metrics [last - first, 2 or 4]."""
+        """Do outer_steps as one compiled call; return NumPy metrics [last - first, 2 or 4]."""
         metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)
         return metrics.numpy()[first:last]
 
     def _evaluate(self, tasks, num_updates):
-        """task_evaluate for all tasks: [tasks, 2 + num_updates]."""
+        """Return task_evaluate of all tasks: [tasks, 2 + num_updates]."""
         theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)
 
@@ -187,11 +187,11 @@ class MAML:
         return [prepared(part) for part in task]
 
     def metrics(self, lossa, lossb, outputa, labela, outputb, labelb):
-        """The numbers that training logs: losses and, where there is a measure, that."""
+        """Return the numbers that training logs: losses and, where there is a measure, that."""
         measures = [self.measure(outputa, labela), self.measure(outputb, labelb)] if self.measure else []
         return tf.stack([lossa, lossb, *measures])
 
 
 def dense(gradients):
-    """Gradients by name as plain tensors: that of an embedding comes as the slices that were looked up."""
+    """Return gradients by name as plain tensors: that of an embedding comes as the slices that were looked up."""
     return {name: tf.convert_to_tensor(gradient) for name, gradient in gradients.items()}

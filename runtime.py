@@ -14,12 +14,12 @@ class UserError(Exception):
 
 
 def available_cores():
-    """Number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def start(threads=None):
-    """Import TensorFlow with one task of the meta-batch on each of `threads` cores; returns that number.
+    """Import TensorFlow with one task of the meta-batch on each of `threads` cores; return that number.
 
     One thread inside an operation and one operation a core: the convolutions of a single task are too small to
     be worth dividing, and TensorFlow's default (all cores for each operation) is 1.7-4 times slower.

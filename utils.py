@@ -11,12 +11,12 @@ SMALL_CONVOLUTION = 2**16  # floats in its patches, up to which a strided one is
 
 
 def mse(pred, label):
-    """Mean squared error over all entries, a scalar (maml: utils.py:48-51)."""
+    """Return the mean squared error over all entries, a scalar (maml: utils.py:48-51)."""
     return tf.reduce_mean(tf.square(tf.reshape(pred, [-1]) - tf.reshape(label, [-1])))
 
 
 def xent(pred, label, update_batch_size):
-    """Cross entropies of `pred` [examples, classes] with one-hot `label`, SUMMED and divided by K.
+    """Return the cross entropies of `pred` [examples, classes] with one-hot `label`, SUMMED and divided by K.
 
     So the support loss is N times the mean over its N*K examples, and the query loss is divided by K too,
     whatever its own size (maml: utils.py:53-55; maml: maml.py:136 reduces with a sum).
@@ -108,14 +108,15 @@ def normalize(x, weights, norm, scope):
 
 
 def add_bias(x, bias, norm):
-    """x + bias, except where a batch norm follows and would take it away again (saves 3-7 % of a step)."""
+    """Return x + bias, except where a batch norm follows and would take it away again (saves 3-7 % of a step)."""
     return x if norm == 'batch_norm' else x + bias
 
 
 def conv2d(x, kernel, stride):
-    """tf.nn.conv2d with padding 'SAME', as a product of patches and kernel where that is faster: few images, stride 2.
+    """Do tf.nn.conv2d with padding 'SAME', as a product of patches and kernel where that is faster.
 
-    `x` is [examples, height, width, channels], `kernel` [size, size, channels, filters] (docs/performance.md).
+    Faster with few images and stride 2. `x` is [examples, height, width, channels], `kernel` [size, size, channels,
+    filters] (docs/performance.md).
     """
     examples, height, width, channels = x.shape
     size, _, _, filters = kernel.shape
@@ -126,7 +127,9 @@ def conv2d(x, kernel, stride):
 
 
 def patches(x, size):
-    """What a size x size kernel of stride 2 sees of `x` at each position: [positions, size * size * channels].
+    """Return what a size x size kernel of stride 2 sees of `x` at each position.
+
+    Shape [positions, size * size * channels].
 
     This is linear: its gradient is its transpose, whose gradient is the map again. TensorFlow knows as much, but
     takes longer for the second.
@@ -148,7 +151,7 @@ def patches(x, size):
 
 @functools.cache
 def patch_pixels(examples, height, width, size):
-    """For each entry of each patch, the pixel that it shows, counted from 1; 0 for the padding."""
+    """Return for each entry of each patch the pixel that it shows, counted from 1; 0 for the padding."""
     pixels = np.arange(1, examples * height * width + 1, dtype=np.int32).reshape(examples, height, width)
     margins = [max((-(-side // 2) - 1) * 2 + size - side, 0) for side in (height, width)]
     pixels = np.pad(pixels, [(0, 0)] + [(m // 2, m - m // 2) for m in margins])
