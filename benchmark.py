@@ -49,7 +49,7 @@ def dense_flops(*sizes):
 
 
 def forward_flops(network):
-    """Return the floating-point operations of the network for one example, multiplications and additions counted apart."""
+    """Return the floating-point operations of the network for one example; additions count apart."""
     if not hasattr(network, 'num_filters'):
         return dense_flops(network.dim_input, *network.dim_hidden, network.dim_output)
     size, channels, flops = network.img_size, network.channels, 0
@@ -116,7 +116,7 @@ def make_generator(config, source):
 
 
 def measure(name, stop_grad, meta_batch_size, data_dir, seconds, threads, began):
-    """Measure one row of the supervised table as a dictionary; `began` is when its process was asked for (time.time())."""
+    """Measure one row of the supervised table, a dictionary; began: when its process was asked for (time.time())."""
     threads = runtime.start(threads)
     import numpy as np
 
@@ -224,7 +224,7 @@ def measure_rates(family, tasks=40, rollouts=20, steps=100, repeats=3, threads=2
 
 
 def measure_iteration(config, threads, repeats=3):
-    """Measure the parts of a meta-iteration of these settings (one inner step), for a fresh policy: medians of `repeats`.
+    """Measure the parts of a meta-iteration of these settings (one inner step) for a fresh policy: medians.
 
     Returns a dict: `seconds`, of it `sampling` (physics and policy), `gradient`, `conjugate_gradients` and
     `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a

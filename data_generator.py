@@ -75,7 +75,7 @@ class SinusoidGenerator:
         yield self.split(*(np.concatenate(parts) for parts in zip(*draws)))
 
     def split(self, inputs, outputs, amp, phase):
-        """Split into (inputa, labela, inputb, labelb) float32, the support set first; for the oracle with the task's id."""
+        """Split into (inputa, labela, inputb, labelb) float32; for the oracle the inputs have the task's id."""
         if self.oracle:
             task_id = np.broadcast_to(np.stack([amp, phase], 1)[:, None], [*inputs.shape[:2], 2])
             inputs = np.concatenate([inputs, task_id], 2)
@@ -144,7 +144,7 @@ class ImageGenerator:
 
 
 def choose(keys, number):
-    """Return the indices of the `number` smallest keys of the last axis, smallest first: a random sample in random order."""
+    """Return the indices of the `number` smallest keys of the last axis: a random sample in random order."""
     chosen = np.argpartition(keys, number - 1, axis=-1)[..., :number]
     order = np.argsort(np.take_along_axis(keys, chosen, -1), axis=-1)
     return np.take_along_axis(chosen, order, -1)

@@ -216,7 +216,7 @@ def run_name(config):
 
 
 def rl_run_name(config):
-    """Return the same for reinforcement learning, after the original's exp_name (maml_rl: cluster_maml_trpo_cheetah.py)."""
+    """Return the same for reinforcement learning, after exp_name in maml_rl: cluster_maml_trpo_cheetah.py."""
     if config.baseline == 'random':  # its seed is all there is to it
         return f'random_seed{config.seed}'
     use_maml = config.num_updates > 0

@@ -75,16 +75,16 @@ class MAML:
         return {**theta, **updated}, loss, output
 
     def alpha(self, theta, name, step):
-        """Return the inner step size of one weight; a learned one stays at its last value in the steps beyond training."""
+        """Return the inner step size of one weight; beyond training's steps a learned one stays at its last."""
         if not self.learn_update_lr:
             return tf.constant(self.update_lr, self.dtype)
         return theta[f'update_lr/{name}'][min(step, self.num_updates - 1)]
 
     def task_metalearn(self, theta, task):
-        """Return the meta-gradient of one task i: d/d theta of L_i(f_theta'_i) on the query set (Algorithm 2, lines 5-10).
+        """Return the meta-gradient of one task i: d/d theta of L_i(f_theta'_i) on the query set (Algorithm 2, 5-10).
 
-        With it come metrics are [loss on a before, loss on b after num_updates steps, and where there
-        is a measure the same two of it].
+        With it come the metrics [loss on a before, loss on b after num_updates steps, and where there is a measure the
+        same two of it].
         """
         inputa, labela, inputb, labelb = self.prepare(task)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -159,7 +159,7 @@ class MAML:
         return metrics
 
     def outer_steps(self, block, first, last, pretrain=False):
-        """Do outer_step for batches first … last - 1 of a block [iterations, tasks, …]; return metrics, a row a batch."""
+        """Do outer_step for batches first … last - 1 of a block [iterations, tasks, …]; return metrics by batch."""
         metrics = tf.TensorArray(self.dtype, block[0].shape[0], element_shape=[4 if self.measure else 2])
         for step in tf.range(first, last):
             metrics = metrics.write(step, self.outer_step([part[step] for part in block], pretrain))
