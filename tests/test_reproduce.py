@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import main
 import reproduce
+import tables
+import targets
 from networks import FullyConnected
-from reproduce import Target, Work
+from targets import Target, Work
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'
@@ -46,14 +49,14 @@ def test_a_target_is_trained_tested_and_packed(done):
     work = Work(TINY, 1, done)
     files = {path.name for path in work.folder.iterdir()}
     assert {'weights.npz', 'config.json', 'log.txt'} < files and not any(name.startswith('model') for name in files)
-    assert work.finished() and reproduce.state(work) == 'finished' and work.hours_left() == 0
+    assert work.finished() and tables.state(work) == 'finished' and work.hours_left() == 0
     for test, k in enumerate((5, 10)):
         result = work.result(test)
         assert result['settings']['update_batch_size'] == k and result['iterations'] == 300
         assert result['seconds_trained'] > 0 and result['versions']['tensorflow'] == tf.__version__
     (mean, ci95), *_ = work.values()
     assert (mean, ci95) == (work.result()['mean'][2], work.result()['ci95'][2])
-    assert reproduce.verdict(work) == 'within'  # 3 ± 100
+    assert tables.agreement(TINY, work.values()) == 'within'  # 3 ± 100
     assert (
         'Iteration' in (work.folder / 'log.txt').read_text()
         or 'iterations done' in (work.folder / 'log.txt').read_text()
@@ -70,9 +73,9 @@ def test_what_is_finished_is_left_alone_without_force(done, capsys):
 def test_an_unfinished_target_goes_on_to_the_same_weights(done, tmp_path):
     begun = Target('tiny', 'sinusoid/tiny', TINY.flags | {'metatrain_iterations': 100}, TINY.tests, (1,))
     work = Work(begun, 1, tmp_path)
-    reproduce.main.run(*work.settings(), str(work.folder))
+    main.run(*work.settings(), str(work.folder))
     more = Work(TINY, 1, tmp_path)
-    assert reproduce.state(more) == '100 of 300'
+    assert tables.state(more) == '100 of 300'
     more.do()
     with np.load(more.folder / 'weights.npz') as ours, np.load(done / 'sinusoid/tiny/seed1/weights.npz') as theirs:
         assert ours['trained'] == 300
@@ -89,17 +92,17 @@ def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp
 
 def test_the_list_has_every_target_and_what_is_missing():
     listed = command('--list').stdout
-    for target in reproduce.TARGETS:
+    for target in targets.TARGETS:
         assert re.search(rf'^{re.escape(target.name)} ', listed, re.MULTILINE), target.name
     assert 'not there yet' in re.search(r'^figure2 .*$', listed, re.MULTILINE)[0]
 
 
 def test_groups_and_the_queue_name_targets():
-    names = {target.name for target in reproduce.TARGETS}
-    assert len(names) == len(reproduce.TARGETS)
-    for group in reproduce.GROUPS.values():
+    names = {target.name for target in targets.TARGETS}
+    assert len(names) == len(targets.TARGETS)
+    for group in targets.GROUPS.values():
         assert set(group) <= names
-    chosen = [target.name for target in reproduce.select(['figure5/cheetah_vel', 'table4', 'table4/maml'])]
+    chosen = [target.name for target in targets.select(['figure5/cheetah_vel', 'table4', 'table4/maml'])]
     assert chosen == [f'figure5/cheetah_vel/{m}' for m in ('maml', 'pretrain', 'random', 'oracle')] + [
         'table4/maml',
         'table4/context',
@@ -115,14 +118,21 @@ def test_groups_and_the_queue_name_targets():
         (0.67, None, 0.6, None, False),
     ],
 )
-def test_within_is_either_interval(done, monkeypatch, paper, interval, mean, ci95, agrees):
-    work = Work(Target('t', 'sinusoid/tiny', {}, TINY.tests, (1,), (paper,), (interval,)), 1, done)
-    monkeypatch.setattr(work, 'values', lambda: [(mean, ci95)])
-    assert work.within() == [agrees]
+def test_within_is_either_interval(paper, interval, mean, ci95, agrees):
+    target = Target('t', paper=(paper,), interval=(interval,))
+    assert tables.agreement(target, [(mean, ci95)]) == ('within' if agrees else 'outside')
+
+
+def test_several_seeds_are_averaged(done, monkeypatch):
+    runs = [Work(TINY, 1, done) for _ in range(3)]
+    for work, value in zip(runs, (1.0, 2.0, 6.0)):
+        monkeypatch.setattr(work, 'values', lambda value=value: [(value, 0.1)])
+    ((mean, width),) = tables.average(runs)
+    assert mean == 3 and width == pytest.approx(1.96 * np.std([1, 2, 6], ddof=1) / np.sqrt(3))
 
 
 def test_the_tables_are_up_to_date():
-    for path, text in reproduce.tables(RESULTS):
+    for path, text in tables.tables(RESULTS):
         assert path.read_text() == text, f'{path}: run python reproduce.py --table'
 
 
@@ -139,8 +149,8 @@ def test_a_number_of_other_weights_is_found(done, tmp_path):
 
 @pytest.mark.parametrize('source', ['sinusoid', 'point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'])
 def test_the_numbers_in_results_can_have_come_from_the_weights_there(source, capsys):
-    targets = [target for target in reproduce.TARGETS if target.run.startswith(f'{source}/')]
-    assert reproduce.check_all(targets, RESULTS, None, tasks=8), capsys.readouterr().out
+    chosen = [target for target in targets.TARGETS if target.run.startswith(f'{source}/')]
+    assert reproduce.check_all(chosen, RESULTS, None, tasks=8), capsys.readouterr().out
     assert 'not checked' not in capsys.readouterr().out
 
 
@@ -148,18 +158,18 @@ def test_the_numbers_in_results_can_have_come_from_the_weights_there(source, cap
 def test_the_numbers_of_image_models_can_have_come_from_their_weights(tmp_path, capsys):
     """Needs the data sets as their publishers distribute them; only those of which there are results are prepared."""
     data = ROOT.parent / 'shared' / 'data'
-    targets = [target for target in reproduce.TARGETS if list((RESULTS / (target.run or 'none')).glob('seed*/*.npz'))]
+    chosen = [target for target in targets.TARGETS if list((RESULTS / (target.run or 'none')).glob('seed*/*.npz'))]
     for name, folder, script in (
         ('omniglot', 'omniglot_resized', 'resize_images'),
         ('miniimagenet', 'miniImagenet', 'proc_images'),
     ):
-        if any(target.run.startswith(name) for target in targets):
+        if any(target.run.startswith(name) for target in chosen):
             for program, *flags in (
                 [data / 'unpack.py', name, tmp_path / name],
                 [ROOT / 'data' / folder / f'{script}.py', f'--source={tmp_path / name}', f'--dest={tmp_path / folder}'],
             ):
                 subprocess.run([sys.executable, str(program), *map(str, flags)], check=True, capture_output=True)
-    images = [target for target in targets if target.run.startswith(('omniglot', 'miniimagenet'))]
+    images = [target for target in chosen if target.run.startswith(('omniglot', 'miniimagenet'))]
     assert reproduce.check_all(images, RESULTS, tmp_path, tasks=50), capsys.readouterr().out
     assert 'not checked' not in capsys.readouterr().out
 

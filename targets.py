@@ -1,0 +1,263 @@
+"""The targets of reproduce.py: what of the paper is made, with which flags, and what the paper has.
+
+A cell of a table or a curve of a figure is added here and nowhere else. `Work` is a target with a seed: how far it is,
+and what is left to do. Training and testing are main.py's.
+"""
+
+import contextlib
+import difflib
+import json
+import os
+import pathlib
+import shutil
+import sys
+from dataclasses import dataclass, field
+
+import experiments
+import main
+from runtime import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Target:
+    """A cell of a table or a curve of a figure: how it is made, and what the paper has.
+
+    tests: for each test of the trained model a label and main.py's flags; the paper reads the first.
+    steps: the numbers of gradient steps after which it reads (-1: the support set); paper, interval: its values there
+    and their 95 % half-widths, in the units of the test (accuracies in percent). hours: of training, measured on two
+    cores. missing: what this repository does not do yet.
+    """
+
+    name: str
+    run: str = ''
+    flags: dict = field(default_factory=dict)
+    tests: tuple = ()
+    steps: tuple = ()
+    paper: tuple = ()
+    interval: tuple = ()
+    hours: float = 0
+    missing: str = ''
+
+
+def image_target(experiment, method, paper, interval, hours, **flags):
+    """Return the Target of a cell of Table 1."""
+    flags = {**flags, 'test_set': True}
+    steps = main.read_flags(arguments(flags))[0].paper_steps
+    tests = (('paper', {}), ('15 query images', {'test_query': 15}))
+    name = f'table1/{experiment}' + ('' if method == 'maml' else f'_{method}')
+    return Target(name, f'{experiment}/{method}', flags, tests, tuple(steps), (paper,), (interval,), hours)
+
+
+def rl_targets(figures):
+    """Return the Targets of Figures 4 and 5 and Tables 4 and 5, whose numbers stand in results/paper_returns.json."""
+    hours = {'point': 0.1, 'cheetah_vel': 1.6, 'cheetah_dir': 1.9, 'ant_vel': 3.5, 'ant_dir': 7.2}
+    for source, hour in hours.items():
+        for method in ('maml', 'pretrain', 'random', 'oracle'):
+            curve = figures[source][method]
+            yield Target(
+                f'figure5/{source}/{method}',
+                f'{source}/{method}',
+                {'datasource': source} | ({} if method == 'maml' else {'baseline': method}),
+                (('paper', {}),),
+                tuple(range(len(curve['mean']))),
+                tuple(curve['mean']),
+                tuple(curve['ci95']),
+                0 if method == 'random' else hour,
+            )
+    for table, source in (('table4', 'point'), ('table5', 'cheetah_dir')):
+        for method, curve in figures[table].items():
+            flags = {'datasource': source} | ({} if method == 'maml' else {'baseline': method})
+            steps = tuple(range(len(curve)))
+            name = f'{table}/{method}'
+            yield Target(name, f'{source}/{method}', flags, (('paper', {}),), steps, tuple(curve), (), hours[source])
+
+
+def arguments(flags):
+    """Return `flags` as a command line."""
+    return [f'--{name}={value}' for name, value in flags.items()]
+
+
+SINUSOID_TESTS = tuple(
+    (f'{k} examples', {'update_batch_size': k, 'train_update_batch_size': 10} if k != 10 else {}) for k in (5, 10, 20)
+)
+TODO = 'not part of this repository yet'
+OMNIGLOT, MINI = {'datasource': 'omniglot'}, {'datasource': 'miniimagenet'}
+TARGETS = [
+    image_target('omniglot_5way_1shot', 'maml', 98.7, 0.4, 1.9, **OMNIGLOT, num_classes=5, update_batch_size=1),
+    image_target('omniglot_5way_5shot', 'maml', 99.9, 0.1, 6, **OMNIGLOT, num_classes=5, update_batch_size=5),
+    image_target('omniglot_20way_1shot', 'maml', 95.8, 0.3, 10, **OMNIGLOT, num_classes=20, update_batch_size=1),
+    image_target('omniglot_20way_5shot', 'maml', 98.9, 0.2, 47, **OMNIGLOT, num_classes=20, update_batch_size=5),
+    image_target('omniglot_5way_1shot', 'noconv', 89.7, 1.1, 0.4, **OMNIGLOT, update_batch_size=1, conv=False),
+    image_target('omniglot_5way_5shot', 'noconv', 97.5, 0.6, 0.6, **OMNIGLOT, update_batch_size=5, conv=False),
+    image_target('miniimagenet_5way_1shot', 'maml', 48.70, 1.84, 14, **MINI, update_batch_size=1),
+    image_target('miniimagenet_5way_5shot', 'maml', 63.11, 0.92, 21, **MINI, update_batch_size=5),
+    image_target(
+        'miniimagenet_5way_1shot', 'first_order', 48.07, 1.75, 8.5, **MINI, update_batch_size=1, stop_grad=True
+    ),
+    image_target('miniimagenet_5way_5shot', 'first_order', 63.15, 0.91, 8, **MINI, update_batch_size=5, stop_grad=True),
+    Target('table2/maml', 'sinusoid/maml', {}, SINUSOID_TESTS, (1, 5, 10), (0.67, 0.38, 0.35), hours=0.01),
+    Target('table2/pretrain', steps=(1, 5, 10), paper=(2.41, 2.23, 2.19), missing=TODO),
+    Target('table2/multitask_no_reg', steps=(1, 5, 10), paper=(4.19, 3.85, 3.69), missing=TODO),
+    Target('table2/multitask_l2', steps=(1, 5, 10), paper=(7.18, 5.69, 5.60), missing=TODO),
+    Target('table2/multitask_mean_theta', steps=(1, 5, 10), paper=(2.91, 2.72, 2.71), missing=TODO),
+    Target('table3/omniglot_5way_1shot_context', paper=(94.9,), interval=(0.9,), missing=TODO),
+    Target('table3/omniglot_5way_5shot_context', paper=(97.7,), interval=(0.3,), missing=TODO),
+    *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
+    *(Target(f'figure{n}', missing=TODO) for n in (2, 3, 6, 7)),
+]
+FIGURES = {'figure4': ['point'], 'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir']}  # data sources
+GROUPS = {
+    'all': [target.name for target in TARGETS if not target.missing],
+    'figure4': [target.name for target in TARGETS if target.run.startswith('point/')],
+    # The trainings that are long, in order of worth.
+    'queue': [
+        'table1/omniglot_5way_1shot_noconv',
+        'table1/omniglot_5way_5shot_noconv',
+        'table1/omniglot_5way_5shot',
+        'table1/miniimagenet_5way_1shot_first_order',
+        *(f'figure5/{source}/maml' for source in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')),
+        *(
+            f'figure5/{s}/{m}'
+            for s in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')
+            for m in ('pretrain', 'oracle')
+        ),
+        'table1/miniimagenet_5way_1shot',
+        'table1/omniglot_20way_1shot',
+        'table1/miniimagenet_5way_5shot_first_order',
+        'table1/miniimagenet_5way_5shot',
+        'table1/omniglot_20way_5shot',
+    ],
+}
+
+
+def select(names):
+    """Return the Targets of these names and groups, each once, in this order; UserError for an unknown name."""
+    chosen = {}
+    for name in names:
+        wanted = GROUPS.get(name, [name])
+        found = [t for w in wanted for t in TARGETS if t.name == w or t.name.startswith(w + '/')]
+        if not found:
+            known = [*(target.name for target in TARGETS), *GROUPS, *{t.name.split('/')[0] for t in TARGETS}]
+            near = difflib.get_close_matches(name, known, 4, 0.4)
+            raise UserError(f'no target {name!r}: did you mean {", ".join(near)}?' if near else f'no target {name!r}')
+        chosen.update({target.name: target for target in found})
+    return list(chosen.values())
+
+
+class Work:
+    """A target with a seed: its folder, its state, and what there is to do."""
+
+    def __init__(self, target, seed, root, data_dir=None):
+        self.target, self.seed = target, seed
+        self.folder = root / target.run / f'seed{seed}'
+        self.flags = {**target.flags, 'seed': seed}
+        source = experiments.SOURCES[target.flags.get('datasource', 'sinusoid')]
+        if data_dir and source.folder:
+            self.flags['data_dir'] = pathlib.Path(data_dir) / source.folder
+        self.config, self.origins = self.settings()
+        self.total = self.config.metatrain_iterations + getattr(self.config, 'pretrain_iterations', 0)
+
+    def settings(self, **flags):
+        """Return main.py's settings, and their origins, with these flags beside the target's."""
+        return main.read_flags(arguments({**self.flags, **flags}))
+
+    def result(self, test=0):
+        """Return what the test of this number wrote, None where it was not done."""
+        path = self.folder / f'{self.test_name(test)}.json'
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def test_name(self, test):
+        """Return the name of the files of the test of this number."""
+        if experiments.SOURCES[self.config.datasource].rl:
+            from rl.evaluation import test_name
+        else:
+            from training import test_name
+        return test_name(self.settings(train=False, **self.target.tests[test][1])[0])
+
+    def done(self):
+        """Return how many iterations are done, and the seconds they took (NaN: not known)."""
+        import checkpoint
+
+        return checkpoint.done(str(self.folder))
+
+    def tested(self, test):
+        """Whether the test of this number was done with all iterations that are done."""
+        result = self.result(test)
+        return result is not None and result.get('iterations') in (None, self.done()[0])
+
+    def finished(self):
+        """Whether training and all tests are done."""
+        return self.done()[0] == self.total and all(map(self.tested, range(len(self.target.tests))))
+
+    def hours_left(self):
+        """Estimate the hours of training that are left, from the pace so far where it is known."""
+        done, seconds = self.done()
+        pace = seconds / done if done and seconds > 0 else self.target.hours * 3600 / max(self.total, 1)
+        return (self.total - done) * pace / 3600
+
+    def do(self, force=False, train=True):
+        """Train what is left, unless told not to, and do the tests that are missing; with force everything anew."""
+        import checkpoint
+
+        if force and train and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if self.finished() and not force:
+            print(f'{self.target.name}, seed {self.seed}: finished')
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with logged(self.folder / 'log.txt'):
+            if train and self.done()[0] < self.total:
+                main.run(*self.settings(), os.path.relpath(self.folder))
+            for test, (_, flags) in enumerate(self.target.tests):
+                if not self.tested(test) or (force and not train):
+                    main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))
+        if self.finished() and checkpoint.find(str(self.folder)):
+            checkpoint.pack(str(self.folder))
+
+    def values(self, test=0):
+        """Return (mean, half-width or None) after each of the target's steps from a test, accuracies in percent.
+
+        Where some tasks diverge it is the mean of the others.
+        """
+        result, values = self.result(test), []
+        scale = 100 if result and result['measure'] == 'accuracy' else 1
+        for step in self.target.steps if result else ():
+            index = next(i for i, name in enumerate(result['columns']) if name in column_names(step))
+            diverging = result.get('diverging_tasks')
+            mean = result['mean_of_the_others' if diverging else 'mean'][index]
+            values.append((scale * mean, None if diverging else scale * result['ci95'][index]))
+        return values
+
+
+def column_names(steps):
+    """Return the names that a column after so many steps has in the tests of the two kinds of learning."""
+    if steps == 0:
+        return 'query, before adaptation', 'before any step'
+    after = f'after {steps} step{"s" if steps > 1 else ""}'
+    return f'query, {after}', after
+
+
+@contextlib.contextmanager
+def logged(path):
+    """Write what is printed to the file `path` too, line by line."""
+
+    class Both:
+        def __init__(self, terminal, file):
+            self.terminal, self.file = terminal, file
+
+        def write(self, text):
+            self.file.write(text)
+            self.file.flush()
+            return self.terminal.write(text)
+
+        def __getattr__(self, name):
+            return getattr(self.terminal, name)
+
+    with open(path, 'a') as file:
+        terminal, sys.stdout = sys.stdout, Both(sys.stdout, file)
+        try:
+            yield
+        finally:
+            sys.stdout = terminal
