@@ -238,7 +238,13 @@ def measure_iteration(config, threads, repeats=3):
 
     model = make_model(config, threads)
     flops = dense_flops(model.policy.obs_dim, *model.policy.hidden_sizes, model.policy.act_dim)
-    sampler = Sampler(config.datasource, train_tasks(config, 0), config.update_batch_size, threads=threads)
+    sampler = Sampler(
+        config.datasource,
+        train_tasks(config, 0),
+        config.update_batch_size,
+        threads=threads,
+        workers=config.sampling_workers,
+    )
     seconds, calls, rows = {}, {}, []
 
     def timed(function, part):

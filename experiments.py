@@ -114,16 +114,29 @@ PAPER = [
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
     ({'rl': True}, dict(update_batch_size=20, num_updates=1, update_lr=0.1, meta_batch_size=40), 'section 5.3, A.2'),
     ({'rl': True}, dict(metatrain_iterations=500), 'A.2 (released: 800)'),
-    ({'rl': True}, dict(meta_step_size=0.01, kl_constrain_step=-1), 'maml_rl: cluster_maml_trpo_*.py'),
     (
         {'rl': True},
-        dict(nonlinearity='relu', test_update_batch_size=20, test_num_updates=3, num_test_tasks=40, test_seed=1),
+        dict(meta_step_size=0.01, kl_constrain_step=-1, sampling_workers=8),
+        'maml_rl: cluster_maml_trpo_*.py',
+    ),
+    (
+        {'rl': True},
+        dict(
+            nonlinearity='relu',
+            test_update_batch_size=20,
+            test_sampling_workers=4,
+            test_num_updates=3,
+            num_test_tasks=40,
+            test_seed=1,
+        ),
         'maml_rl: test_maml_*.py',
     ),
     ({'rl': True}, dict(save_interval=5), 'our choice'),
     ({'datasource': 'point'}, dict(update_lr=0.5), 'maml_rl: maml_trpo_point.py, which made Figure 4 (the paper: 0.1)'),
     ({'datasource': 'point'}, dict(metatrain_iterations=100), 'maml_rl: maml_trpo_point.py (A.2: at most 500)'),
     ({'datasource': 'point'}, dict(meta_batch_size=20), 'A.2 (released: 40)'),
+    ({'datasource': 'point'}, dict(sampling_workers=1), 'maml_rl: maml_trpo_point.py'),
+    ({'datasource': 'point'}, dict(test_sampling_workers=1), 'our choice: as in training (released: 4)'),
     ({'datasource': 'point'}, dict(test_num_updates=4, test_update_batch_size=40), 'section 5.3'),
     ({'datasource': 'cheetah_vel'}, dict(update_batch_size=20), 'section 5.3 (the policy of Figure 5: 10)'),
     (

@@ -61,6 +61,11 @@ integer(
     'examples of a class in the inner update (K of K-shot); reinforcement learning: rollouts of a task, before and '
     'after it.',
 )
+integer(
+    'sampling_workers',
+    None,
+    'how many workers sample a task: each finishes the path that it is in when the rollouts suffice, and all are kept.',
+)
 integer('train_query', None, 'query examples of a class in training.')
 number('update_lr', None, 'step size alpha of the inner update.')
 integer('num_updates', None, 'number of inner updates in training.')
@@ -97,6 +102,7 @@ integer(
 integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
 number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
+integer('test_sampling_workers', None, 'the same in a test.')
 number('test_update_lr', None, 'alpha in a test; updates beyond those of training take half of it.')
 text('video', None, 'a .gif to write: a policy before and after adaptation (with --train=False).')
 integer('threads', None, 'cores to use; default: all.')
@@ -114,14 +120,17 @@ SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
     *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'distribute'),
 }
-RL_ONLY = {'meta_step_size', 'kl_constrain_step', 'test_update_batch_size', 'test_update_lr', 'video'}
+RL_ONLY = {
+    *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
+    *('test_update_lr', 'video'),
+}
 
 # Flags, whether a value will do, and what to give instead.
 LIMITS = [
     (['num_classes'], lambda value: value >= 2, '2 or more'),
     (
         ['meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'test_update_batch_size', 'num_filters']
-        + ['save_interval', 'num_test_tasks', 'threads'],
+        + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers'],
         lambda value: value >= 1,
         '1 or more',
     ),

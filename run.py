@@ -32,13 +32,15 @@ except ImportError:  # Windows
 FREE = {
     *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
-    *('distribute', 'pretrain_iterations', 'metatrain_iterations'),
+    *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers'),
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {
     *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
-    *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from'),
+    *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers'),
 }
+# What runs were made with whose config.json does not say, because the setting is newer.
+BEFORE = {'sampling_workers': 1}
 
 
 def print_settings(config, origins):
@@ -199,7 +201,7 @@ def read_config(folder):
     path = os.path.join(folder, 'config.json')
     try:
         with open(path) as file:
-            return dict(json.load(file)['settings'])
+            return BEFORE | dict(json.load(file)['settings'])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path}, the settings of the run, cannot be read ({error}): bring it back, choose another --logdir, or '

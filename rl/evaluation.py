@@ -62,6 +62,7 @@ def test(config, model, folder, tested, threads):
         seed=(config.test_seed, TEST_STREAM),
         oracle=config.baseline == 'oracle',
         threads=threads,
+        workers=config.test_sampling_workers,
     )
     alphas = step_sizes(config, model.step_sizes())
     with tqdm(total=len(alphas) + 1, desc='testing', disable=None) as progress:
@@ -71,7 +72,7 @@ def test(config, model, folder, tested, threads):
     numbers = report.statistics(returns, ddof=1)
     print(
         f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
-        f'after each step, of {tested["checkpoint"]}'
+        f'after each step (workers: {config.test_sampling_workers}), of {tested["checkpoint"]}'
     )
     report.print_table(columns, numbers)
 

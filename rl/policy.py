@@ -77,8 +77,8 @@ class GaussianPolicy:
         """Return actions of all tasks' policies, mean + std * noise, in NumPy alone: the sampler's path.
 
         weights: arrays [tasks, ...] (or without tasks, one policy for all); observations
-        [tasks, rollouts, obs_dim]; noise [tasks, rollouts, act_dim], standard normal. Returns float32
-        [tasks, rollouts, act_dim], neither scaled nor clipped.
+        [tasks, rows, obs_dim]; noise [tasks, rows, act_dim], standard normal. Returns float32
+        [tasks, rows, act_dim], neither scaled nor clipped.
         """
         _, nonlinearity = NONLINEARITIES[self.nonlinearity]
         mean = self._mlp(weights, np.asarray(observations, np.float32), nonlinearity)

@@ -1,9 +1,11 @@
-"""Collects the paths of all tasks in one lockstep of tasks x rollouts simulations, the policy in the loop.
+"""Collects the paths of all tasks in one lockstep of many simulations of each, the policy in the loop.
 
 MuJoCo runs on the threads of `mujoco.batch`, inside this process: there is no worker that could die
 unnoticed, and an error in a simulation is raised by `collect`. Advantages, baselines and log-probabilities
 are not made here.
 """
+
+import heapq
 
 import numpy as np
 
@@ -13,47 +15,54 @@ from rl.samples import Paths
 
 
 class Sampler:
-    """Samples the tasks of one family, `rollouts` simulations a task.
+    """Samples the tasks of one family.
 
     family: key of `rl.envs.FAMILIES`; tasks: [n, ...]; horizon: longest path, by default the family's;
     seed: int or sequence of ints; oracle: append the task to the observations; threads: of MuJoCo.
 
-    Each task gets what sampling one path after the other until at least rollouts x horizon time steps would
-    give: whole paths, in the order in which they started, up to and including the one that reaches that number
-    (maml_rl: rllab/sampler/stateful_pool.py:172-185). A path is kept or not by what was started before it, never by
-    its own length. (The original's vectorised sampler drops the paths in progress when the others suffice,
-    which favours short ones.) Where no path ends early these are exactly `rollouts` paths of `horizon` steps.
+    Each task gets the whole paths that `workers` workers would deliver, all at the same pace, path after path
+    each. A worker that ends a path adds its length to the task's count (of those that end one at the same time step,
+    the first worker first), and begins another unless the count has reached rollouts x horizon by then. Paths
+    in progress are finished, and all are kept (maml_rl: rllab/sampler/stateful_pool.py:204-217, one worker: 172-186).
+    So a path is kept or not by what ended before it began, never by its own length. (The original's vectorised
+    sampler drops the paths in progress, which favours short ones.) Where no path ends early these are
+    rollouts + workers - 1 paths of `horizon` steps.
+
+    What is simulated is as many paths of a task side by side, each followed by others during the first `horizon`
+    time steps. A path does not depend on those before it: the k-th that begins here is the one that a worker
+    begins as the k-th. They never need more than there are, see `_needed`.
 
     The same seed gives the same paths, whatever the number of threads. All random numbers of the n-th
     `collect` come from a stream named by (seed, n). To be able to resume at an iteration, call
     `restart(tasks, (seed, iteration))` at the start of each.
     """
 
-    def __init__(self, family, tasks, rollouts, horizon=None, seed=0, oracle=False, threads=2):
+    def __init__(self, family, tasks, rollouts, horizon=None, seed=0, oracle=False, threads=2, workers=1):
         self.family = FAMILIES[family]
-        self.rollouts = rollouts
+        self.rollouts, self.workers = rollouts, workers
+        self.simulations = rollouts + workers - 1  # of a task
         self.horizon = self.family.horizon if horizon is None else horizon
         self.oracle = oracle
-        self._world = self.family.env.world(len(tasks) * rollouts, threads)
+        self._world = self.family.env.world(len(tasks) * self.simulations, threads)
         self.restart(tasks, seed)
 
     def restart(self, tasks, seed):
         """Use other tasks (as many as before) and begin the stream of `seed`; cheaper than a new Sampler."""
         self.tasks = np.asarray(tasks, np.float64)
-        self._env_tasks = np.repeat(self.tasks, self.rollouts, axis=0)
+        self._env_tasks = np.repeat(self.tasks, self.simulations, axis=0)
         self._seed = tuple(np.atleast_1d(seed).tolist())
         self._collected = 0
 
     def _observe(self):
-        """Return observations of all simulations [tasks * rollouts, obs_dim] float32."""
+        """Return observations of all simulations [tasks * simulations, obs_dim] float32."""
         observations = self._world.observe()
         return (with_task(observations, self._env_tasks) if self.oracle else observations).astype(np.float32)
 
     def collect(self, act):
         """Collect Paths of all tasks.
 
-        act(observations [tasks, rollouts, obs_dim] float32, noise [tasks, rollouts, act_dim] float32)
-            -> actions [tasks, rollouts, act_dim], as mean + std * noise; noise is standard normal. It is
+        act(observations [tasks, simulations, obs_dim] float32, noise [tasks, simulations, act_dim] float32)
+            -> actions [tasks, simulations, act_dim], as mean + std * noise; noise is standard normal. It is
             called for all simulations each time; what it says for those that have finished is not used.
 
         Raises FloatingPointError when the policy's actions are not finite, or a half-cheetah diverges.
@@ -61,8 +70,8 @@ class Sampler:
         entropy = np.random.SeedSequence((*self._seed, self._collected))
         reset_rng, noise_rng = (np.random.Generator(np.random.Philox(child)) for child in entropy.spawn(2))
         self._collected += 1
-        tasks, rollouts, horizon = len(self.tasks), self.rollouts, self.horizon
-        env_class, n, wanted = self.family.env, tasks * rollouts, rollouts * horizon
+        tasks, simulations, horizon = len(self.tasks), self.simulations, self.horizon
+        env_class, n, enough = self.family.env, tasks * simulations, simulations * horizon
 
         # Row e: simulation e's time steps. The last path starts before `horizon` and ends within another.
         shape = n, 2 * horizon
@@ -73,16 +82,16 @@ class Sampler:
         all_rewards = np.empty(shape)
 
         # Paths of a task, as started: (simulation, its first time step), and the length up to now.
-        started = [[(task * rollouts + k, 0) for k in range(rollouts)] for task in range(tasks)]
-        lengths = np.zeros((tasks, wanted), np.int64)
-        task_of = np.repeat(np.arange(tasks), rollouts)
-        path_of = np.tile(np.arange(rollouts), tasks)  # the path that a simulation is in
+        started = [[(task * simulations + k, 0) for k in range(simulations)] for task in range(tasks)]
+        lengths = np.zeros((tasks, enough), np.int64)
+        task_of = np.repeat(np.arange(tasks), simulations)
+        path_of = np.tile(np.arange(simulations), tasks)  # the path that a simulation is in
         running = np.ones(n, bool)
 
         step = 0
         while running.any():
-            noise = noise_rng.standard_normal((tasks, rollouts, env_class.action_size), np.float32)
-            actions = act(observations.reshape(tasks, rollouts, -1), noise)
+            noise = noise_rng.standard_normal((tasks, simulations, env_class.action_size), np.float32)
+            actions = act(observations.reshape(tasks, simulations, -1), noise)
             actions = np.asarray(actions, np.float32).reshape(n, -1)
             if not np.isfinite(actions).all():
                 raise FloatingPointError(f"the policy's actions are not finite at time step {step}")
@@ -94,7 +103,7 @@ class Sampler:
             step += 1
             lengths[task_of[running], path_of[running]] += 1
             ended = running & (terminated | (lengths[task_of, path_of] == horizon))
-            if step < horizon:  # the task has rollouts x step time steps so far, fewer than wanted
+            if step < horizon:  # the task has simulations x step time steps so far, not enough
                 ids = np.flatnonzero(ended)
                 if len(ids):
                     self._world.reset(ids, reset_rng)
@@ -102,11 +111,10 @@ class Sampler:
                     path_of[e] = len(started[task_of[e]])
                     started[task_of[e]].append((e, step))
             else:
-                running &= ~ended & _needed(lengths, wanted)[task_of, path_of]
+                running &= ~ended & _needed(lengths, enough)[task_of, path_of]
             observations = self._observe()
 
-        needed = _needed(lengths, wanted)
-        path_lengths = [row[keep] for row, keep in zip(lengths, needed)]
+        path_lengths = [row[: _begun(row, self.workers, self.rollouts * horizon)] for row in lengths]
         kept = [
             [(e, slice(start, start + length)) for (e, start), length in zip(paths, kept_lengths)]
             for paths, kept_lengths in zip(started, path_lengths)
@@ -115,12 +123,27 @@ class Sampler:
         return Paths(*arrays, path_lengths)
 
 
-def _needed(lengths, wanted):
+def _needed(lengths, enough):
     """Tell which paths have begun while those before do not suffice: [tasks, paths] bool; lengths: as started.
 
-    A running path counts with its length up to now, so a path that is not needed will never be needed.
+    A running path counts with its length up to now, so a path that is not needed will never be needed: where a worker
+    begins one, workers - 1 others are in progress, and those that ended have fewer than rollouts x horizon time steps,
+    together fewer than `enough`, which is (rollouts + workers - 1) x horizon.
     """
-    return (np.cumsum(lengths, axis=1) - lengths < wanted) & (lengths > 0)
+    return (np.cumsum(lengths, axis=1) - lengths < enough) & (lengths > 0)
+
+
+def _begun(lengths, workers, wanted):
+    """Return how many paths the workers begin until those that ended have `wanted` time steps; lengths: as begun."""
+    ends = sorted((length, worker, length) for worker, length in enumerate(lengths[:workers]))
+    begun, count = workers, 0
+    while True:
+        time, worker, length = ends[0]
+        count += length
+        if count >= wanted:
+            return begun
+        heapq.heapreplace(ends, (time + lengths[begun], worker, lengths[begun]))
+        begun += 1
 
 
 def _lay_out(kept, source):

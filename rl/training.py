@@ -85,6 +85,7 @@ def train(config, origins, model, folder, threads):
         config.update_batch_size,
         oracle=config.baseline == 'oracle',
         threads=threads,
+        workers=config.sampling_workers,
     )
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         best = best_return(folder, run.iteration)

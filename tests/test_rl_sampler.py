@@ -24,14 +24,14 @@ def random_actions(observations, noise):
 class ScriptedWorld:
     """A world whose i-th started path of a task has the i-th of given lengths; it observes (task, i, age)."""
 
-    def __init__(self, lengths, rollouts):
-        self.lengths, self.rollouts = lengths, rollouts
+    def __init__(self, lengths, simulations):
+        self.lengths, self.simulations = lengths, simulations
         self.begun = np.zeros(len(lengths), int)
-        self.state = np.zeros((len(lengths) * rollouts, 3))
+        self.state = np.zeros((len(lengths) * simulations, 3))
 
     def reset(self, ids, rng):
         for e in ids:
-            task = e // self.rollouts
+            task = e // self.simulations
             self.state[e] = task, self.begun[task], 0
             self.begun[task] += 1
 
@@ -46,19 +46,46 @@ class ScriptedWorld:
         return self.state[:, 2] - 1, age >= self.lengths[task, path]
 
 
-@pytest.mark.parametrize('seed', range(20))
-def test_keeps_what_sampling_path_after_path_would_give(seed):
-    """Against the plain loop: take paths as started until there are rollouts x horizon time steps."""
+def delivered(lengths, workers, wanted):
+    """What the original's workers deliver (maml_rl: rllab/sampler/stateful_pool.py:204-217), a time step each in turn.
+
+    lengths: of the paths in the order in which they begin. Returns those of the paths that began.
+    """
+    source, count, begun = iter(lengths), 0, []
+    left = []  # time steps left of each worker's path; 0: it stopped
+    own = []  # the length of that path
+    for _ in range(workers):
+        begun.append(next(source))
+        left.append(begun[-1])
+        own.append(begun[-1])
+    while any(left):
+        for worker in range(workers):
+            if left[worker] == 0:
+                continue
+            left[worker] -= 1
+            if left[worker] == 0:
+                count += own[worker]
+                if count < wanted:
+                    begun.append(next(source))
+                    left[worker] = own[worker] = begun[-1]
+    return begun
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_keeps_what_the_workers_would_deliver(seed):
+    """Against the plain loop over time steps; one worker takes paths as started until there are enough time steps."""
     rng = np.random.default_rng(seed)
     tasks, rollouts, horizon = 3, int(rng.integers(1, 6)), int(rng.integers(2, 9))
-    lengths = rng.integers(1, rng.integers(2, horizon + 4), (tasks, rollouts * horizon))
-    sampler = Sampler('point', np.zeros((tasks, 2)), rollouts, horizon)
-    sampler._world = ScriptedWorld(lengths, rollouts)
+    workers = int(rng.integers(2, 10)) if seed % 3 else 1
+    simulations = rollouts + workers - 1
+    lengths = rng.integers(1, rng.integers(2, horizon + 4), (tasks, simulations * horizon))
+    sampler = Sampler('point', np.zeros((tasks, 2)), rollouts, horizon, workers=workers)
+    sampler._world = ScriptedWorld(lengths, simulations)
     paths = sampler.collect(random_actions)
     for task in range(tasks):
-        expected = []
-        while sum(expected) < rollouts * horizon:
-            expected.append(min(lengths[task, len(expected)], horizon))
+        expected = delivered(np.minimum(lengths[task], horizon).tolist(), workers, rollouts * horizon)
+        if workers == 1:
+            assert sum(expected[:-1]) < rollouts * horizon <= sum(expected)
         np.testing.assert_array_equal(paths.path_lengths[task], expected)
         rows = [(task, i, age) for i, length in enumerate(expected) for age in range(length)]
         np.testing.assert_array_equal(paths.observations[task, : len(rows)], rows)
@@ -91,6 +118,15 @@ def test_point_paths_replay_in_the_environment():
     np.testing.assert_allclose(paths.average_returns(), total)
 
 
+@pytest.mark.parametrize('workers, paths', [(8, 27), (4, 23), (1, 20)])
+def test_paths_of_twenty_rollouts(workers, paths):
+    """What the original gives where no path ends early: 8 workers in training, 4 in tests (the point: 1)."""
+    assert delivered([200] * 50, workers, 20 * 200) == [200] * paths
+    sampler = Sampler('cheetah_vel', [0.5, 1.5], 20, 200, workers=workers)
+    sampler._world = ScriptedWorld(np.full((2, paths), 200), paths)
+    assert [list(lengths) for lengths in sampler.collect(lambda _, noise: noise).path_lengths] == [[200] * paths] * 2
+
+
 def test_cheetah_gives_exactly_the_rollouts_asked_for():
     paths = Sampler('cheetah_vel', [0.5, 1.5], rollouts=3, horizon=7).collect(random_actions)
     assert paths.observations.shape == (2, 21, 20) and paths.observations.dtype == np.float32
@@ -100,25 +136,27 @@ def test_cheetah_gives_exactly_the_rollouts_asked_for():
     assert 0.07 < start.std() < 0.13 and abs(paths.observations[:, 1::7, 8:17]).max() > 1
 
 
+@pytest.mark.parametrize('workers', [1, 5])
 @pytest.mark.parametrize('family, horizon', [('point', 30), ('cheetah_dir', 20), ('ant_vel', 60)])
-def test_same_seed_same_paths_whatever_the_threads(family, horizon):
+def test_same_seed_same_paths_whatever_the_threads(family, horizon, workers):
     tasks = FAMILIES[family].env.sample_tasks(np.random.default_rng(0), 3)
-    one, two, three = (Sampler(family, tasks, 4, horizon, seed=7, threads=threads) for threads in (1, 2, 3))
+    one, two, three = (Sampler(family, tasks, 4, horizon, seed=7, threads=t, workers=workers) for t in (1, 2, 3))
     first = one.collect(random_actions)
     assert same(first, two.collect(random_actions)) and same(first, three.collect(random_actions))
     second = one.collect(random_actions)
     assert not np.array_equal(first.actions[:, 0], second.actions[:, 0])
     assert same(second, two.collect(random_actions))
     if family == 'ant_vel':
-        assert len(np.concatenate(first.path_lengths)) > 3 * 4  # some ended early
+        assert len(np.concatenate(first.path_lengths)) > 3 * (4 + workers - 1)  # some ended early
 
 
-def test_restart_resumes_at_an_iteration():
+@pytest.mark.parametrize('workers', [1, 4])
+def test_restart_resumes_at_an_iteration(workers):
     tasks = np.array([[0.3, 0.2], [-0.1, 0.4]])
-    running = Sampler('point', tasks, 3, 10, seed=(5, 0))
+    running = Sampler('point', tasks, 3, 10, seed=(5, 0), workers=workers)
     running.collect(random_actions)
     running.restart(tasks[::-1], (5, 1))
-    resumed = Sampler('point', tasks[::-1], 3, 10, seed=(5, 1))
+    resumed = Sampler('point', tasks[::-1], 3, 10, seed=(5, 1), workers=workers)
     assert same(running.collect(random_actions), resumed.collect(random_actions))
     resumed.restart(tasks[::-1], (5, 2))
     assert not same(running.collect(random_actions), resumed.collect(random_actions))

@@ -16,6 +16,7 @@ import runtime
 from rl import evaluation, training, video
 from rl.envs import FAMILIES
 from rl.sampler import Sampler
+from run import check_same_run, read_config
 from runtime import UserError
 
 TINY = dict(meta_batch_size=2, update_batch_size=2, num_test_tasks=3, test_update_batch_size=2)
@@ -130,6 +131,8 @@ def test_cheetah_is_interrupted_and_then_tested(tmp_path):
         (['--baseline=pretrain', '--update_lr=1'], ['pretrain', '--update_lr', '--test_update_lr']),
         (['--num_updates=0'], ['--baseline=pretrain']),
         (['--meta_step_size=0'], ['--meta_step_size=0']),
+        (['--sampling_workers=0'], ['--sampling_workers=0', '1 or more']),
+        (['--datasource=sinusoid', '--sampling_workers=8'], ['--sampling_workers', 'for reinforcement learning']),
         (['--kl_constrain_step=2'], ['--kl_constrain_step=2', '--num_updates=1']),
         (['--metatrain_iterations=0'], ['nothing to train']),
         (['--video=a.gif'], ['--train=False']),
@@ -148,12 +151,12 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
 
 @pytest.mark.parametrize(
     'datasource, training_set, test_set',
-    [  # alpha, rollouts, tasks, iterations, KL; steps, rollouts, seed; first step: MAML, pretrained, random
-        ('point', (0.5, 20, 20, 100, 0.01), (4, 40, 1, [0.5, 0.5, 0.5])),
-        ('cheetah_vel', (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.02, 0.1])),
-        ('cheetah_dir', (0.1, 20, 40, 500, 0.02), (3, 20, 1, [0.1, 0.2, 0.5])),
-        ('ant_vel', (0.1, 20, 40, 500, 0.01), (3, 20, 1, [0.1, 0.2, 1.0])),
-        ('ant_dir', (0.1, 40, 40, 500, 0.01), (3, 40, 2, [0.1, 0.2, 1.0])),
+    [  # alpha, rollouts, workers, tasks, iterations, KL; steps, rollouts, workers, seed, alpha: MAML, pretrain, random
+        ('point', (0.5, 20, 1, 20, 100, 0.01), (4, 40, 1, 1, [0.5, 0.5, 0.5])),
+        ('cheetah_vel', (0.1, 20, 8, 40, 500, 0.01), (3, 20, 4, 1, [0.1, 0.02, 0.1])),
+        ('cheetah_dir', (0.1, 20, 8, 40, 500, 0.02), (3, 20, 4, 1, [0.1, 0.2, 0.5])),
+        ('ant_vel', (0.1, 20, 8, 40, 500, 0.01), (3, 20, 4, 1, [0.1, 0.2, 1.0])),
+        ('ant_dir', (0.1, 40, 8, 40, 500, 0.01), (3, 40, 4, 2, [0.1, 0.2, 1.0])),
     ],
 )
 def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
@@ -161,12 +164,19 @@ def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
     assert training_set == (
         config.update_lr,
         config.update_batch_size,
+        config.sampling_workers,
         config.meta_batch_size,
         config.metatrain_iterations,
         config.meta_step_size,
     )
     step_sizes = [settings(datasource, baseline=b).test_update_lr for b in (None, 'pretrain', 'random')]
-    assert test_set == (config.test_num_updates, config.test_update_batch_size, config.test_seed, step_sizes)
+    assert test_set == (
+        config.test_num_updates,
+        config.test_update_batch_size,
+        config.test_sampling_workers,
+        config.test_seed,
+        step_sizes,
+    )
     assert config.num_test_tasks == 40 and config.num_updates == 1
 
 
@@ -307,6 +317,33 @@ def test_numbers_that_explode_stop_the_run(tmp_path):
 def test_settings_of_another_run_are_refused(trained):
     with pytest.raises(UserError, match='--seed=1, not 2'):
         run_here(trained.parent, seed=2)
+
+
+def test_a_run_goes_on_with_the_workers_it_was_begun_with(tmp_path):
+    """A config.json from before the flag means one worker."""
+    kept = dict(datasource='cheetah_dir', num_test_tasks=1, test_num_updates=1, logdir=str(tmp_path))
+    _, folder = run_here(tmp_path, **kept, metatrain_iterations=1, sampling_workers=1)
+    path = folder / 'config.json'
+    saved = json.loads(path.read_text())
+    assert saved['settings'].pop('sampling_workers') == 1
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match='--sampling_workers=1, not 8') as error:
+        check_same_run(settings(**TINY | kept), read_config(folder), folder)
+    assert '\n' not in str(error.value)
+    run_here(tmp_path, **kept, sampling_workers=1, test_sampling_workers=2)
+    assert [row['env_steps'] for row in progress(folder)] == [str(2 * 2 * 2 * 200)] * 2
+    tested = result(folder)['settings']
+    assert (tested['sampling_workers'], tested['test_sampling_workers']) == (1, 2)
+
+
+def test_several_workers_and_a_break_give_the_same(tmp_path):
+    """Each of two samplings has the 4 paths of 200 steps that 3 workers finish of 2 rollouts of 2 tasks."""
+    kept = dict(datasource='cheetah_dir', num_test_tasks=1, test_num_updates=1, sampling_workers=3)
+    _, whole = run_here(tmp_path / 'a', **kept)
+    run_here(tmp_path / 'b', **kept, metatrain_iterations=1)
+    _, parts = run_here(tmp_path / 'b', **kept)
+    assert_same_state(parts / 'model2.npz', whole / 'model2.npz')
+    assert [row['env_steps'] for row in progress(parts)] == [str(2 * 2 * 4 * 200)] * 2
 
 
 def test_untrained_folders_are_named(tmp_path):
