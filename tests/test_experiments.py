@@ -4,6 +4,7 @@ import pytest
 
 import experiments
 import main
+import training
 
 
 def resolve(**given):
@@ -79,3 +80,11 @@ def test_run_names_are_the_originals():
         )
     }
     assert len(names) == 8
+
+
+def test_tests_that_differ_do_not_share_a_file():
+    given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}]
+    given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.4}]
+    configs = [resolve(datasource='omniglot', train=False, **g) for g in given]
+    assert len({training.test_name(config) for config in configs}) == len(given)
+    assert len({experiments.run_name(config) for config in configs}) == 1
