@@ -43,6 +43,11 @@ def test_initial_weights():
     assert mini['w5'].shape == (800, 5) and omniglot['w5'].shape == (64, 5)
     np.testing.assert_allclose(omniglot['w5'].std(), 1, rtol=0.15)
     assert all(not weights[f'b{i}'].any() for weights in (omniglot, mini) for i in range(1, 6))
+    assert not np.array_equal(omniglot['conv2'], omniglot['conv3'])
+    strided = Convolutional(84, 3, num_filters=32, flatten=True, norm='layer_norm').init(1)
+    assert strided['w5'].shape == (6 * 6 * 32, 5)  # 42, 21, 11, 6: rounded up
+    assert all((strided[f'bn/{i}/gamma'] == 1).numpy().all() for i in range(4))
+    assert all(not weights['bn/3/beta'].numpy().any() for weights in (strided, OMNIGLOT.init(1)))
 
 
 def test_weights_depend_on_the_seed():

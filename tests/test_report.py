@@ -33,3 +33,11 @@ def test_diverging_tasks_are_counted_and_set_apart(capsys):
     assert json.loads(json.dumps(report.plain(summary), allow_nan=False))['mean'][3] is None
     training.print_summary(summary, 'mean squared error', [1, 2, 10])
     assert '2 of the tasks diverge' in capsys.readouterr().out
+
+
+def test_the_deviation_of_a_sample_of_tasks(tmp_path):
+    """As tests of reinforcement learning report it; of a single task there is none, which JSON says by null."""
+    two, one = (report.statistics(np.array(rows), ddof=1) for rows in ([[1.0], [3.0]], [[-np.inf]]))
+    np.testing.assert_allclose([two['std'][0], two['ci95'][0]], [np.sqrt(2), 1.96])
+    report.write_json(str(tmp_path / 'x.json'), one)
+    assert json.loads((tmp_path / 'x.json').read_text()) == dict.fromkeys(('mean', 'std', 'ci95', 'median'), [None])
