@@ -34,6 +34,8 @@ def test_unset_flags_take_the_papers_values(given, expected):
         config.norm,
         config.paper_steps,
     ) == expected
+    others = config.meta_lr, config.test_num_updates, config.num_test_tasks, config.save_interval
+    assert others == (0.001, 10, 600, 1000)
 
 
 def test_given_flags_win():
@@ -134,7 +136,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('baseline=pretrain', 'pretrain_iterations=1'),
         ('baseline=random', 'baseline=None'),
         ('baseline=context', 'baseline=context datasource=point'),
-        ('baseline=oracle datasource=omniglot', 'baseline=oracle'),
+        ('baseline=oracle datasource=omniglot', 'baseline=oracle update_lr=0.1 num_updates=2 stop_grad=True'),
         ('max_pool=True', 'max_pool=True datasource=omniglot'),
         ('max_pool=True datasource=omniglot conv=False', 'max_pool=False datasource=omniglot conv=False'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),

@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pytest
 
 import report
 import training
@@ -35,6 +36,7 @@ def test_diverging_tasks_are_counted_and_set_apart(capsys):
     assert '2 of the tasks diverge' in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings('error')
 def test_the_deviation_of_a_sample_of_tasks(tmp_path):
     """As tests of reinforcement learning report it; of a single task there is none, which JSON says by null."""
     two, one = (report.statistics(np.array(rows), ddof=1) for rows in ([[1.0], [3.0]], [[-np.inf]]))

@@ -68,14 +68,14 @@ def test_a_run_goes_on_where_it_stood(tmp_path):
 
 
 def test_iterations_that_do_not_fit_what_was_done_are_refused(tmp_path):
-    train(tmp_path, pretrain_iterations=2, metatrain_iterations=3)
+    train(tmp_path / 'five', pretrain_iterations=2, metatrain_iterations=3)
+    train(tmp_path / 'two', pretrain_iterations=2, metatrain_iterations=0)
     with pytest.raises(UserError, match='5 iterations, more than the 4'):
-        train(tmp_path, pretrain_iterations=2, metatrain_iterations=2)
-    for pretrain in (1, 3):
+        train(tmp_path / 'five', pretrain_iterations=2, metatrain_iterations=2)
+    for name, pretrain in (('five', 1), ('five', 3), ('two', 1)):
         with pytest.raises(UserError, match=f'--pretrain_iterations=2, not {pretrain}'):
-            train(tmp_path, pretrain_iterations=pretrain, metatrain_iterations=9)
-    train(tmp_path / 'new', pretrain_iterations=2, metatrain_iterations=0)
-    assert train(tmp_path / 'new', pretrain_iterations=3, metatrain_iterations=1) == 4
+            train(tmp_path / name, pretrain_iterations=pretrain, metatrain_iterations=9)
+    assert train(tmp_path / 'two', pretrain_iterations=3, metatrain_iterations=1) == 4
 
 
 def test_a_folder_is_trained_by_one_at_a_time(tmp_path):
