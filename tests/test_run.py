@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,9 +34,9 @@ def settings(**given):
     return SimpleNamespace(**unset | given)
 
 
-def begin(folder, **given):
+def begin(folder, chief=True, **given):
     config = settings(**given)
-    return run.Run(config, {}, str(folder), fresh(), config.pretrain_iterations + config.metatrain_iterations)
+    return run.Run(config, {}, str(folder), fresh(), config.pretrain_iterations + config.metatrain_iterations, chief)
 
 
 def train(folder, step=1, **given):
@@ -65,6 +66,38 @@ def test_a_run_goes_on_where_it_stood(tmp_path):
         assert train(tmp_path, metatrain_iterations=total) == total
         assert checkpoint.done(tmp_path) == (total, 10.0 * total)
         assert run.read_config(tmp_path)['metatrain_iterations'] == total
+
+
+def test_settings_of_another_training_are_refused(tmp_path):
+    """Others may change; settings that cannot be read are not those of this run."""
+    train(tmp_path, metatrain_iterations=2, meta_batch_size=4)
+    train(tmp_path, metatrain_iterations=3, meta_batch_size=4, save_interval=1, log=True, threads=1)
+    for given in ({'meta_batch_size': 5}, {'meta_lr': 0.2}, {'seed': 2}):
+        with pytest.raises(UserError, match=f'not {list(given.values())[0]}'):
+            train(tmp_path, **{'metatrain_iterations': 3, 'meta_batch_size': 4} | given)
+    (tmp_path / 'config.json').write_text('{"settings":')
+    with pytest.raises(UserError, match='cannot be read'):
+        train(tmp_path, metatrain_iterations=3, meta_batch_size=4)
+
+
+def test_a_signal_ends_the_iteration_and_the_run(tmp_path):
+    """The state is saved, with its seed; the signals are then what they were before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        with pytest.raises(SystemExit) as stop, begin(tmp_path / str(number), metatrain_iterations=9) as training_run:
+            signal.raise_signal(number)
+            assert not training_run.goes_on()
+            training_run.advance(1)
+        assert stop.value.code == 130 and signal.getsignal(number) == before
+        (path,) = checkpoint.find(tmp_path / str(number))
+        state = checkpoint.restore(path, fresh())
+        assert (state['iteration'], state['seed']) == (1, 1)
+
+
+def test_the_chief_of_several_processes_alone_touches_the_folder(tmp_path):
+    with begin(tmp_path / 'x', chief=False, metatrain_iterations=1, save_interval=1, log=True) as training_run:
+        training_run.advance(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_iterations_that_do_not_fit_what_was_done_are_refused(tmp_path):
@@ -102,16 +135,32 @@ def test_an_error_leaves_the_last_checkpoint(tmp_path):
         assert names(tmp_path) == ['model2.npz']
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    def half(file, **arrays):
-        file.write(b'half of it')
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(*_, **__):
         raise OSError('disk full')
 
     path = checkpoint.save(tmp_path, fresh(), iteration=1)
-    monkeypatch.setattr(np, 'savez', half)
-    with pytest.raises(OSError, match='disk full'):
-        checkpoint.save(tmp_path, fresh(), iteration=1)
-    assert checkpoint.restore(path, fresh()) == {'iteration': 1}
+    run.write_config(settings(), {}, tmp_path)
+    monkeypatch.setattr(np, 'savez', full)
+    monkeypatch.setattr(json, 'dump', full)
+    for write in (
+        lambda: checkpoint.save(tmp_path, fresh(), iteration=1),
+        lambda: run.write_config(settings(), {}, tmp_path),
+    ):
+        with pytest.raises(OSError, match='disk full'):
+            write()
+    assert checkpoint.restore(path, fresh()) == {'iteration': 1} and run.read_config(tmp_path) == vars(settings())
+
+
+def test_damaged_checkpoints_are_passed_over_unless_all_are(tmp_path):
+    paths = [checkpoint.save(tmp_path, fresh(), iteration=iteration) for iteration in (1, 2)]
+    with open(paths[1], 'r+b') as file:
+        file.truncate(100)
+    assert checkpoint.restore_latest(tmp_path, fresh()) == (paths[0], {'iteration': 1})
+    with open(paths[0], 'r+b') as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match='no checkpoint'):
+        checkpoint.restore_latest(tmp_path, fresh())
 
 
 def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
