@@ -395,5 +395,6 @@ def test_training_without_enough_classes_for_validation(tmp_path):
     for config.train in (True, False):
         with pytest.raises(UserError, match='15 classes in its val split, too few for 20-way'):
             training.make_data(config, SOURCES['miniimagenet'])
-    config.num_classes, config.train, config.test_set = 15, True, True
-    assert set(training.make_data(config, SOURCES['miniimagenet'])) == {'train', 'val', 'test'}
+    config.num_classes, config.train, config.test_set, config.seed = 15, True, True, 3
+    data = training.make_data(config, SOURCES['miniimagenet'])
+    assert set(data) == {'train', 'val', 'test'} and {source.seed for source in data.values()} == {3}

@@ -1,10 +1,12 @@
 """The paper's table of settings, and what given flags do to it."""
 
+import numpy as np
 import pytest
 
 import experiments
 import main
 import training
+from networks import Convolutional
 from runtime import UserError
 
 
@@ -96,6 +98,26 @@ def test_tests_that_differ_do_not_share_a_file():
 
 def test_a_network_without_convolutions_has_no_max_pool():
     assert not resolve(datasource='miniimagenet', conv=False).max_pool
+
+
+def test_the_flags_reach_the_model_and_the_tasks():
+    given = dict(update_lr=0.2, num_updates=2, stop_grad=True, learn_update_lr=True)
+    sizes = dict(train_update_batch_size=7, train_query=8, update_batch_size=5, test_query=9, meta_batch_size=4)
+    config = resolve(train=False, seed=3, meta_lr=0.5, **given, **sizes)
+    data = training.make_data(config, experiments.SOURCES['sinusoid'])
+    drawn = [(source.update_batch_size, source.query, source.meta_batch_size, source.seed) for source in data.values()]
+    assert drawn == [(7, 8, 4, 3), (5, 9, 4, 3)] and list(data) == ['train', 'test']
+    model = training.make_model(config, experiments.SOURCES['sinusoid'], threads=2)
+    assert {name: getattr(model, name) for name in given} == given and model.clip is None
+    assert model.pretrain_adam.learning_rate == model.metatrain_adam.learning_rate == 0.5
+    np.testing.assert_array_equal(model.weights['w2'], model.network.init(3)['w2'])
+
+    given = dict(num_filters=8, norm='layer_norm')
+    config = resolve(datasource='miniimagenet', num_classes=3, update_batch_size=2, **given)
+    model = training.make_model(config, experiments.SOURCES['miniimagenet'], threads=7)
+    assert model.network == Convolutional(84, 3, 3, max_pool=True, flatten=True, **given)
+    assert (model.clip, model.parallel_tasks) == (10, 7)
+    np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
 
 
 @pytest.mark.parametrize(
