@@ -50,8 +50,8 @@ def image_target(experiment, method, paper, interval, hours, **flags):
     return Target(name, f'{experiment}/{method}', flags, tests, tuple(steps), (paper,), (interval,), hours)
 
 
-# The policies of cheetah and ant in results/ were trained, and tested, before the original's workers were ported (fidelity
-# page, row 12 of reinforcement learning). Those not begun by then are made as the paper's were.
+# The policies of cheetah and ant in results/ were trained and tested before the original's workers were ported (docs/
+# fidelity.md, row 12 of reinforcement learning). Those not begun by then are made as the paper's were.
 ONE_WORKER = {'sampling_workers': 1, 'test_sampling_workers': 1}
 PAPERS_WORKERS = {'ant_vel/pretrain', 'ant_vel/oracle', 'ant_dir/pretrain', 'ant_dir/oracle'}
 

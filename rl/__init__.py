@@ -2,3 +2,5 @@
 
 `maml_rl: file:line` cites the original, github.com/cbfinn/maml_rl at 9c8e2eb.
 """
+
+import rl.envs  # noqa: F401  (registers the environments with gymnasium)

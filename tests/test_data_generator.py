@@ -43,10 +43,11 @@ def test_sinusoid_tasks_are_sinusoids_in_the_papers_ranges():
         assert low <= values.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < values.max() <= high
 
 
-def test_sinusoid_test_tasks_are_the_originals():
+@pytest.mark.parametrize('seed', [1, 2])
+def test_sinusoid_test_tasks_are_the_originals(seed):
     """A re-statement of the original's loop: np.random.seed(1), then one task at a time."""
-    np.random.seed(1)
-    ((inputa, labela, inputb, labelb),) = SinusoidGenerator(5, 25).test_batches(3)
+    np.random.seed(seed)
+    ((inputa, labela, inputb, labelb),) = SinusoidGenerator(5, 25, seed=seed).test_batches(3)
     for task in range(3):
         amp, phase = np.random.uniform(0.1, 5.0, [1]), np.random.uniform(0, np.pi, [1])
         x = np.random.uniform(-5.0, 5.0, [10, 1])
@@ -104,9 +105,11 @@ def test_a_batch_of_omniglot_tasks(omniglot):
         assert len({folder for c in classes for folder, _ in c}) == 3, 'and no two classes are one character'
         for group in labels.reshape(-1, 3, 3):
             np.testing.assert_array_equal(group.sum(axis=0), 1)
-    images = source.batch(data_generator.TRAIN, 1, 50)[0].reshape(-1, 784)
-    quarters = {drawings[image.tobytes()][2] for image in images}
+    images, _, _, labels = source.batch(data_generator.TRAIN, 1, 50)
+    quarters = {drawings[image.tobytes()][2] for image in images.reshape(-1, 784)}
     assert quarters == {0, 1, 2, 3}
+    orders = labels.argmax(axis=2).reshape(50, 2, 3)
+    assert len(np.unique(orders.reshape(-1, 3), axis=0)) == 6 and (orders[:, 0] != orders[:, 1]).any(axis=1).sum() > 30
 
 
 def test_draws_depend_on_seed_and_number_alone(omniglot):
@@ -118,7 +121,11 @@ def test_draws_depend_on_seed_and_number_alone(omniglot):
         np.testing.assert_array_equal(part, same)
     for different in (one.draw_block(4), generator(omniglot, seed=2).draw_block(3)):
         assert not np.array_equal(batch[0], different[0])
-    assert not np.array_equal(one.batch(data_generator.TRAIN, 3, 5)[0], one.batch(data_generator.TEST, 3, 5)[0])
+    streams = generator(omniglot, tasks=data_generator.TEST_BATCH)
+    training, validation = streams.train_block(0)[0][0], streams.validation_tasks(0)[0]
+    (test,) = (tasks[0] for tasks in streams.test_batches(data_generator.TEST_BATCH))
+    for tasks, others in ((training, validation), (validation, test), (test, training)):
+        assert (tasks != others).any(axis=(1, 2)).all()
 
 
 def test_prefetched_batches_start_anywhere(omniglot):
@@ -188,6 +195,15 @@ def test_cache_is_used_and_rebuilt_when_the_data_changes(tmp_path):
         Image.fromarray(np.zeros([28, 28], bool)).save(path)
     assert load(folder).min() == 255
     assert len(list(folder.glob('cache-*'))) == 1
+
+
+def test_an_image_that_changes_in_its_time_or_its_size_alone_is_read_again(tmp_path):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    for ink, level, time in ((0, 0, 1000), (1, 0, 2000), (0, 9, 2000)):
+        for path in folder.glob('*/*/*.png'):
+            Image.fromarray(np.full([28, 28], 255 * (1 - ink), np.uint8)).save(path, compress_level=level)
+            os.utime(path, (time, time))
+        np.testing.assert_array_equal(np.unique(load(folder)), 255 * ink)
 
 
 def saved(array):
@@ -374,5 +390,6 @@ def test_training_without_enough_classes_for_validation(tmp_path):
     for config.train in (True, False):
         with pytest.raises(UserError, match='15 classes in its val split, too few for 20-way'):
             training.make_data(config, SOURCES['miniimagenet'])
-    config.num_classes, config.train, config.test_set = 15, True, True
-    assert set(training.make_data(config, SOURCES['miniimagenet'])) == {'train', 'val', 'test'}
+    config.num_classes, config.train, config.test_set, config.seed = 15, True, True, 3
+    data = training.make_data(config, SOURCES['miniimagenet'])
+    assert set(data) == {'train', 'val', 'test'} and {source.seed for source in data.values()} == {3}

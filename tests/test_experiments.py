@@ -1,9 +1,13 @@
 """The paper's table of settings, and what given flags do to it."""
 
+import numpy as np
 import pytest
 
 import experiments
 import main
+import training
+from networks import Convolutional
+from runtime import UserError
 
 
 def resolve(**given):
@@ -32,6 +36,8 @@ def test_unset_flags_take_the_papers_values(given, expected):
         config.norm,
         config.paper_steps,
     ) == expected
+    others = config.meta_lr, config.test_num_updates, config.num_test_tasks, config.save_interval
+    assert others == (0.001, 10, 600, 1000)
 
 
 def test_given_flags_win():
@@ -79,3 +85,115 @@ def test_run_names_are_the_originals():
         )
     }
     assert len(names) == 8
+
+
+def test_tests_that_differ_do_not_share_a_file():
+    """They are of one run, whose settings another K in the test does not change."""
+    given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}]
+    given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
+    configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
+    assert len({training.test_name(config) for config in configs}) == len(given)
+    assert len({experiments.run_name(config) for config in configs}) == 1
+
+
+def test_a_network_without_convolutions_has_no_max_pool():
+    assert not resolve(datasource='miniimagenet', conv=False).max_pool
+
+
+def test_the_flags_reach_the_model_and_the_tasks():
+    given = dict(update_lr=0.2, num_updates=2, stop_grad=True, learn_update_lr=True)
+    sizes = dict(train_update_batch_size=7, train_query=8, update_batch_size=5, test_query=9, meta_batch_size=4)
+    config = resolve(train=False, seed=3, meta_lr=0.5, **given, **sizes)
+    data = training.make_data(config, experiments.SOURCES['sinusoid'])
+    drawn = [(source.update_batch_size, source.query, source.meta_batch_size, source.seed) for source in data.values()]
+    assert drawn == [(7, 8, 4, 3), (5, 9, 4, 3)] and list(data) == ['train', 'test']
+    model = training.make_model(config, experiments.SOURCES['sinusoid'], threads=2)
+    assert {name: getattr(model, name) for name in given} == given and model.clip is None
+    assert model.pretrain_adam.learning_rate == model.metatrain_adam.learning_rate == 0.5
+    np.testing.assert_array_equal(model.weights['w2'], model.network.init(3)['w2'])
+
+    given = dict(num_filters=8, norm='layer_norm')
+    config = resolve(datasource='miniimagenet', num_classes=3, update_batch_size=2, **given)
+    model = training.make_model(config, experiments.SOURCES['miniimagenet'], threads=7)
+    assert model.network == Convolutional(84, 3, 3, max_pool=True, flatten=True, **given)
+    assert (model.clip, model.parallel_tasks) == (10, 7)
+    np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
+
+
+@pytest.mark.parametrize(
+    'datasource, name, refused, accepted',
+    [
+        ('omniglot', 'num_classes', [1], [2]),
+        *[
+            ('omniglot', name, [0, -1], [1])
+            for name in ('meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'num_filters')
+            + ('save_interval', 'num_test_tasks', 'threads')
+        ],
+        ('omniglot', 'pretrain_iterations', [-1], [0]),
+        ('point', 'metatrain_iterations', [-1], [1]),
+        ('point', 'update_lr', [-0.1], [0]),
+        ('point', 'test_update_lr', [-0.1], [0]),
+        ('point', 'test_update_batch_size', [0], [1]),
+        ('point', 'meta_step_size', [0.0, -1.0], [1e-9]),
+        ('point', 'num_updates', [-1, 0, 101], [1, 100]),
+        ('point', 'test_num_updates', [-1, 101], [0, 100]),
+        ('omniglot', 'num_updates', [-1, 0, 101], [1, 100]),
+        ('omniglot', 'test_num_updates', [-1, 0, 101], [1, 100]),
+        ('omniglot', 'meta_lr', [0.0, -1.0], [1e-9]),
+        ('omniglot', 'seed', [-1, 2**32], [0, 2**32 - 1]),
+    ],
+)
+def test_limits_of_a_flag(datasource, name, refused, accepted):
+    for value in refused:
+        with pytest.raises(UserError, match=f'--{name}={value} '):
+            resolve(datasource=datasource, **{name: value})
+    for value in accepted:
+        assert getattr(resolve(datasource=datasource, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    'refused, accepted',
+    [
+        ('test_iter=1', 'test_iter=1 train=False'),
+        ('baseline=pretrain', 'pretrain_iterations=1'),
+        ('baseline=random', 'baseline=None'),
+        ('baseline=context', 'baseline=context datasource=point'),
+        ('baseline=oracle datasource=omniglot', 'baseline=oracle update_lr=0.1 num_updates=2 stop_grad=True'),
+        ('max_pool=True', 'max_pool=True datasource=omniglot'),
+        ('max_pool=True datasource=omniglot conv=False', 'max_pool=False datasource=omniglot conv=False'),
+        ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),
+        ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
+        ('learn_update_lr=True metatrain_iterations=0 pretrain_iterations=1', 'learn_update_lr=True'),
+        ('train_update_batch_size=5', 'train_update_batch_size=5 train=False'),
+        ('train_update_batch_size=5', 'train_update_batch_size=5 update_batch_size=5'),
+        ('train_update_lr=0.1', 'train_update_lr=0.1 train=False'),
+        ('train_update_lr=0.1', 'train_update_lr=0.1 update_lr=0.1'),
+        ('num_filters=8 datasource=point', 'num_filters=8'),
+        ('test_update_lr=1', 'test_update_lr=1 datasource=point'),
+        *[
+            (f'datasource=point {refused}', f'datasource=point {accepted}')
+            for refused, accepted in (
+                ('num_updates=0', 'num_updates=0 baseline=pretrain'),
+                ('num_updates=0 baseline=context', 'num_updates=2 baseline=context'),
+                ('baseline=pretrain update_lr=1', 'baseline=pretrain test_update_lr=1'),
+                ('baseline=pretrain num_updates=1', 'baseline=context num_updates=1'),
+                ('baseline=oracle learn_update_lr=True', 'baseline=oracle learn_update_lr=False'),
+                ('baseline=random stop_grad=True', 'baseline=random stop_grad=False'),
+                ('baseline=oracle test_num_updates=1', 'baseline=oracle test_num_updates=0'),
+                ('baseline=random metatrain_iterations=1', 'baseline=random'),
+                ('baseline=random test_iter=1 train=False', 'baseline=random train=False'),
+                ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
+                ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
+                ('kl_constrain_step=2', 'kl_constrain_step=2 num_updates=2'),
+                ('video=a.mp4 train=False', 'video=a.gif train=False'),
+                ('video=a.gif', 'video=a.gif train=False'),
+            )
+        ],
+    ],
+)
+def test_flags_that_contradict_each_other(refused, accepted):
+    """Refused, and what is next to it and makes sense is not."""
+    main.read_flags([f'--{flag}' for flag in accepted.split()])
+    with pytest.raises(UserError) as error:
+        main.read_flags([f'--{flag}' for flag in refused.split()])
+    assert any(f'--{flag.split("=")[0]}' in str(error.value) for flag in refused.split())

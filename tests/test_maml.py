@@ -43,6 +43,11 @@ def test_initial_weights():
     assert mini['w5'].shape == (800, 5) and omniglot['w5'].shape == (64, 5)
     np.testing.assert_allclose(omniglot['w5'].std(), 1, rtol=0.15)
     assert all(not weights[f'b{i}'].any() for weights in (omniglot, mini) for i in range(1, 6))
+    assert not np.array_equal(omniglot['conv2'], omniglot['conv3'])
+    strided = Convolutional(84, 3, num_filters=32, flatten=True, norm='layer_norm').init(1)
+    assert strided['w5'].shape == (6 * 6 * 32, 5)  # 42, 21, 11, 6: rounded up
+    assert all((strided[f'bn/{i}/gamma'] == 1).numpy().all() for i in range(4))
+    assert all(not weights['bn/3/beta'].numpy().any() for weights in (strided, OMNIGLOT.init(1)))
 
 
 def test_weights_depend_on_the_seed():
@@ -108,6 +113,89 @@ def test_learned_step_sizes():
     assert learned.evaluate(batch, 4).shape == (3, 6)  # more steps than were trained
 
 
+class Slide:
+    """The outputs are x w and the loss is their mean, so that each inner step on x = 1 takes alpha off w."""
+
+    adapted = ['w']
+
+    def init(self, seed):
+        return {'w': [5.0]}
+
+    def forward(self, x, weights):
+        return x * weights['w']
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.float64])
+def test_each_inner_step_takes_its_own_alpha_and_later_ones_the_last(dtype):
+    """In training and tests, all in the model's precision; the query set's x is 2."""
+    model, plain = (
+        MAML(Slide(), lambda pred, _: tf.reduce_mean(pred), num_updates=2, learn_update_lr=learn, dtype=dtype)
+        for learn in (True, False)
+    )
+    alpha = dtype.as_numpy_dtype(0.01)
+    assert model.weights['update_lr/w'].numpy().tolist() == [alpha, alpha]
+    assert plain.alpha(plain.weights, 'w', 0).numpy() == alpha and plain.alpha(plain.weights, 'w', 0).dtype == dtype
+    model.weights['update_lr/w'].assign([0.5, 2.0])
+    one, two = np.ones([1, 1, 1]), np.full([1, 1, 1], 2.0)
+    np.testing.assert_array_equal(model.evaluate((one, one, two, two), 4), [[5, 10, 9, 5, 1, -3]])
+    gradients, metrics = model.meta_gradient((one, one, two, two))
+    np.testing.assert_array_equal(metrics, [5, 5])
+    np.testing.assert_array_equal(gradients['update_lr/w'], [-2, -2])
+
+
+def test_the_clip_is_for_meta_training_alone():
+    """Each optimiser's first moment is a tenth of its first gradient."""
+    model = MAML(SINUSOID, clip=1e-3)
+    for pretrain, adam in ((True, model.pretrain_adam), (False, model.metatrain_adam)):
+        gradients, _ = model.meta_gradient(tasks(), pretrain)
+        assert max(abs(gradient.numpy()).max() for gradient in gradients.values()) > 2e-3
+        model.outer_step(tasks(), pretrain)
+        for name, gradient in gradients.items():
+            limit = np.inf if pretrain else 1e-3
+            np.testing.assert_allclose(10 * adam.slots[f'm/{name}'], np.clip(gradient, -limit, limit), rtol=1e-4)
+
+
+def plain_convolutional(x, weights):
+    """networks.Convolutional for Omniglot again, with explicit statistics of the batch."""
+    x = tf.reshape(x, [-1, 28, 28, 1])
+    for i in range(4):
+        x = tf.nn.conv2d(x, weights[f'conv{i + 1}'], 2, 'SAME') + weights[f'b{i + 1}']
+        mean = tf.reduce_mean(x, [0, 1, 2])
+        variance = tf.reduce_mean((x - mean) ** 2, [0, 1, 2])
+        x = tf.nn.relu((x - mean) / tf.sqrt(variance + 0.001) + weights[f'bn/{i}/beta'])
+    return tf.reduce_mean(x, [1, 2]) @ weights['w5'] + weights['b5']
+
+
+def test_the_omniglot_network_of_full_size_is_the_plain_one():
+    """64 filters, 28x28: outputs, gradients and the meta-gradient of a 5-way 1-shot task."""
+    xent = functools.partial(utils.xent, update_batch_size=1)
+    model = MAML(OMNIGLOT, xent, update_lr=0.4)
+    for name in ('bn/0/beta', 'bn/3/beta', 'b2'):
+        model.weights[name].assign(tf.random.stateless_normal([64], [1, 2], stddev=0.3))
+    theta = {name: tf.convert_to_tensor(weight) for name, weight in model.weights.items()}
+    x, label = tf.random.stateless_uniform([2, 5, 784], [3, 4]), tf.eye(5)
+
+    with tf.GradientTape() as outer:
+        outer.watch(theta)
+        with tf.GradientTape() as inner:
+            inner.watch(theta)
+            output = plain_convolutional(x[0], theta)
+            loss = xent(output, label)
+        gradients = inner.gradient(loss, theta)
+        phi = {k: w - 0.4 * gradients[k] if k in model.adapted else w for k, w in theta.items()}
+        meta_loss = xent(plain_convolutional(x[1], phi), label)
+    task = (x[0], label, x[1], label)
+    for ours, theirs in (
+        (model.forward(x[0], theta), output),
+        (model.task_pretrain(theta, task)[0], gradients),
+        (model.task_metalearn(theta, task)[0], outer.gradient(meta_loss, theta)),
+    ):
+        ours, theirs = tf.nest.flatten(ours), tf.nest.flatten(theirs)
+        size = max(np.linalg.norm(tensor) for tensor in theirs)
+        for a, b in zip(ours, theirs):
+            assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b) + 1e-6 * size
+
+
 def test_a_block_is_its_steps():
     """One compiled call for many outer steps does what as many calls do, from any start within the block."""
     block = [np.stack(parts) for parts in zip(*(tasks(seed=seed) for seed in range(5)))]
@@ -132,11 +220,11 @@ def test_adam_is_tf1s():
 
 
 def test_uint8_images_are_divided_by_255():
-    model = MAML(OMNIGLOT, functools.partial(utils.xent, update_batch_size=1), utils.accuracy)
-    image = np.random.default_rng(0).integers(0, 256, [2, 5, 784]).astype(np.uint8)
-    label = np.broadcast_to(np.eye(5, dtype=np.float32), [2, 5, 5])
-    as_bytes, as_floats = (model.evaluate((x, label, x, label), 1) for x in (image, np.float32(image) / 255))
-    np.testing.assert_array_equal(as_bytes, as_floats)
+    model = MAML(Slide(), lambda pred, _: tf.reduce_mean(pred))
+    tasks = (np.uint8([[[0], [51], [255]]]),) * 4
+    np.testing.assert_allclose(model.evaluate(tasks, 0), [[2, 2]], rtol=1e-6)
+    for pretrain in (False, True):
+        np.testing.assert_allclose(model.meta_gradient(tasks, pretrain)[1][0], 2, rtol=1e-6)
 
 
 def test_batch_norm_of_many_examples_without_positions():

@@ -1,5 +1,7 @@
 """The environments against rllab's: recorded trajectories, and the returns of untrained policies."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -124,6 +126,12 @@ def test_gymnasium_accepts_it(family, oracle):
     assert env.unwrapped.render_mode is None
     env.reset(seed=0)
     assert not any(env.step(np.zeros(env.action_space.shape))[3] for _ in range(5))
+
+
+def test_importing_the_package_registers_them():
+    """Without TensorFlow, beside which the pictures of rl/video.py could not be made."""
+    code = "import sys, gymnasium, rl; gymnasium.make('maml/HalfCheetahVel-v0'); assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parent.parent)
 
 
 def test_point_image():

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ import main
 import runtime
 from rl import evaluation, training, video
 from rl.envs import FAMILIES
+from rl.maml_trpo import MetaIteration, meta_iteration
+from rl.reinforce import adapt
 from rl.sampler import Sampler
+from rl.samples import collect
 from run import check_same_run, read_config
 from runtime import UserError
 
@@ -188,7 +192,8 @@ def test_baselines_in_the_table():
     assert settings(baseline='random').nonlinearity == 'tanh'  # the authors' random point policy
     assert settings('ant_vel', baseline='random').nonlinearity == 'relu'
     assert settings(baseline='oracle').test_num_updates == 0
-    assert settings(baseline='pretrain').num_updates == settings(baseline='random').metatrain_iterations == 0
+    assert {settings(baseline=b).num_updates for b in ('pretrain', 'oracle', 'random')} == {0}
+    assert settings(baseline='random').metatrain_iterations == 0 and settings().save_interval == 5
     assert settings(baseline='context').num_updates == 1
     assert settings(update_lr=0.3).test_update_lr == 0.3
 
@@ -225,6 +230,50 @@ def test_step_sizes_of_a_test():
     assert evaluation.step_sizes(settings('ant_vel', baseline='random'), learned[:0]) == [1.0, 0.5, 0.5]
     alphas = evaluation.step_sizes(settings(learn_update_lr=True, num_updates=2), learned)
     np.testing.assert_array_equal(alphas, [[1, 2], [3, 4], [1.5, 2], [1.5, 2]])
+
+
+def test_seeds_and_iterations_have_weights_tasks_and_noise_of_their_own(tmp_path, monkeypatch):
+    """And so have tests, which meet no noise of a training again."""
+    weights, tasks, noise = [], [], []
+
+    def recorded(sampler, act):
+        tasks.append(tuple(sampler.tasks[0]))
+        noise.append([])
+        return original(sampler, lambda seen, drawn: noise[-1].append(tuple(drawn[0, 0])) or act(seen, drawn))
+
+    def no_step(maml, sampler):
+        sampler.collect(lambda seen, drawn: drawn)
+        return MetaIteration(maml.theta, *[0.0] * (len(training.METRICS) - 1))
+
+    original = Sampler.collect
+    monkeypatch.setattr(Sampler, 'collect', recorded)
+    monkeypatch.setattr(training, 'meta_iteration', no_step)
+    for seed in (1, 2):
+        config = settings(**TINY, baseline='oracle', seed=seed, metatrain_iterations=2, logdir=str(tmp_path))
+        config.test_seed = seed
+        main.run(config, {}, str(tmp_path / str(seed)))
+        weights.append(saved_weights(tmp_path / str(seed) / 'model2.npz')['W0'][0, 0])
+    firsts = [drawn[0] for drawn in noise]
+    assert len(set(weights)) == 2 and len(set(tasks)) == len(set(firsts)) == 6
+
+
+def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
+    """The first from theta; in a test and in an iteration of training, against the plain loop."""
+    config = settings(**TINY, num_updates=2)
+    model, tasks, steps = training.make_model(config, threads=2), evaluation.test_tasks(config), []
+    one, two, three = (Sampler('point', tasks, 2, seed=5) for _ in range(3))
+    paths, phis = evaluation.adapt_and_measure(model, one, [0.5, 0.5])
+    monkeypatch.setattr(model, 'step', lambda _, samples: steps.extend(samples) or SimpleNamespace(gradient=np.nan))
+    with pytest.raises(FloatingPointError, match='meta-gradient'):
+        meta_iteration(model, two)
+    phi = model.unadapted(3)
+    for phi_in_test, paths_in_test, samples_in_training in zip(phis, paths, steps, strict=True):
+        for name, weight in phi.items():
+            np.testing.assert_array_equal(phi_in_test[name], weight)
+        collected, _, samples = collect(model.policy, three, phi)
+        np.testing.assert_array_equal(paths_in_test.rewards, collected.rewards)
+        np.testing.assert_array_equal(samples_in_training.mean, samples.mean)
+        phi = adapt(model.policy, phi, samples, 0.5)
 
 
 def test_test_tasks_are_the_originals():

@@ -1,44 +1,223 @@
-"""run.py: what a run is, for a kind of learning that this program does not have."""
+"""A run's folder: its checkpoints, how it goes on, and what it refuses; here a single weight counts the iterations."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from program import MAIN
 
-from run import Run
+import checkpoint
+import run
+import training
+from experiments import SOURCES
+from runtime import UserError
+from utils import Adam
+
+clock = SimpleNamespace(now=0.0, time=lambda: clock.now)
 
 
-def count(folder, total, stop_at=None, **settings):
-    """Learn to count: the whole of a new kind of learning; returns how far it came."""
-    config = types.SimpleNamespace(
-        **dict(seed=1, save_interval=3, log=False, resume=True, init_from=None, metatrain_iterations=total) | settings
-    )
-    model = types.SimpleNamespace(weights={'count': tf.Variable(0.0)})
-    with Run(config, {}, str(folder), model, total) as run:
-        while run.goes_on():
-            model.weights['count'].assign_add(1)
-            if run.iteration == stop_at:
-                os.kill(os.getpid(), signal.SIGINT)
-            run.advance(run.iteration + 1)
-    return model.weights['count'].numpy()
+@pytest.fixture(autouse=True)
+def ten_seconds_an_iteration(monkeypatch):
+    monkeypatch.setattr(run, 'time', clock)
 
 
-def test_a_new_kind_of_learning_needs_a_loop_alone(tmp_path):
-    """It saves, stops at Ctrl-C after the iteration that it is in, goes on, and keeps how long it took."""
-    with pytest.raises(SystemExit) as stopped:
-        count(tmp_path, 10, stop_at=4)
-    assert stopped.value.code == 130
-    assert {path.name for path in tmp_path.glob('model*')} == {'model3.npz', 'model5.npz'}
-    before = signal.getsignal(signal.SIGINT)
-    assert count(tmp_path, 10) == 10 and signal.getsignal(signal.SIGINT) is before
-    with np.load(tmp_path / 'model10.npz') as saved, np.load(tmp_path / 'model5.npz') as earlier:
-        assert saved['iteration'] == 10 and saved['seconds'] > earlier['seconds'] > 0
+def fresh():
+    weights = {'w': tf.Variable([0.0])}
+    return SimpleNamespace(weights=weights, pretrain_adam=Adam(weights, 0.1), metatrain_adam=Adam(weights, 0.1))
+
+
+def settings(**given):
+    unset = dict(seed=1, save_interval=100, log=False, resume=True, init_from=None, pretrain_iterations=0, meta_lr=0.1)
+    return SimpleNamespace(**unset | given)
+
+
+def begin(folder, chief=True, **given):
+    config = settings(**given)
+    return run.Run(config, {}, str(folder), fresh(), config.pretrain_iterations + config.metatrain_iterations, chief)
+
+
+def train(folder, step=1, **given):
+    """Train to the end, `step` iterations at a time; returns the weight."""
+    with begin(folder, **given) as training_run:
+        while training_run.goes_on():
+            clock.now += 10.0 * step
+            training_run.model.weights['w'].assign_add([step])
+            training_run.advance(training_run.iteration + step)
+    return training_run.model.weights['w'].numpy().item()
+
+
+def names(folder):
+    return [os.path.basename(path) for path in checkpoint.find(folder)]
+
+
+def test_the_newest_ten_checkpoints_are_kept(tmp_path):
+    """By number: model1000 is newer than model200."""
+    assert train(tmp_path, step=100, metatrain_iterations=1200) == 1200
+    assert names(tmp_path) == [f'model{100 * n}.npz' for n in range(12, 2, -1)]
+    assert train(tmp_path, metatrain_iterations=1201) == 1201
+
+
+def test_a_run_goes_on_where_it_stood(tmp_path):
+    """Also towards more iterations than at first; seconds add up, and the settings say what was asked for."""
+    for total in (2, 2, 5):
+        assert train(tmp_path, metatrain_iterations=total) == total
+        assert checkpoint.done(tmp_path) == (total, 10.0 * total)
+        assert run.read_config(tmp_path)['metatrain_iterations'] == total
+
+
+def test_settings_of_another_training_are_refused(tmp_path):
+    """Others may change; settings that cannot be read are not those of this run."""
+    train(tmp_path, metatrain_iterations=2, meta_batch_size=4)
+    train(tmp_path, metatrain_iterations=3, meta_batch_size=4, save_interval=1, log=True, threads=1)
+    for given in ({'meta_batch_size': 5}, {'meta_lr': 0.2}, {'seed': 2}):
+        with pytest.raises(UserError, match=f'not {list(given.values())[0]}'):
+            train(tmp_path, **{'metatrain_iterations': 3, 'meta_batch_size': 4} | given)
+    (tmp_path / 'config.json').write_text('{"settings":')
+    with pytest.raises(UserError, match='cannot be read'):
+        train(tmp_path, metatrain_iterations=3, meta_batch_size=4)
+
+
+def test_a_signal_ends_the_iteration_and_the_run(tmp_path):
+    """The state is saved, with its seed; the signals are then what they were before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        with pytest.raises(SystemExit) as stop, begin(tmp_path / str(number), metatrain_iterations=9) as training_run:
+            signal.raise_signal(number)
+            assert not training_run.goes_on()
+            training_run.advance(1)
+        assert stop.value.code == 130 and signal.getsignal(number) == before
+        (path,) = checkpoint.find(tmp_path / str(number))
+        state = checkpoint.restore(path, fresh())
+        assert (state['iteration'], state['seed']) == (1, 1)
+
+
+def test_the_chief_of_several_processes_alone_touches_the_folder(tmp_path):
+    with begin(tmp_path / 'x', chief=False, metatrain_iterations=1, save_interval=1, log=True) as training_run:
+        training_run.advance(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_iterations_that_do_not_fit_what_was_done_are_refused(tmp_path):
+    train(tmp_path / 'five', pretrain_iterations=2, metatrain_iterations=3)
+    train(tmp_path / 'two', pretrain_iterations=2, metatrain_iterations=0)
+    with pytest.raises(UserError, match='5 iterations, more than the 4'):
+        train(tmp_path / 'five', pretrain_iterations=2, metatrain_iterations=2)
+    for name, pretrain in (('five', 1), ('five', 3), ('two', 1)):
+        with pytest.raises(UserError, match=f'--pretrain_iterations=2, not {pretrain}'):
+            train(tmp_path / name, pretrain_iterations=pretrain, metatrain_iterations=9)
+    assert train(tmp_path / 'two', pretrain_iterations=3, metatrain_iterations=1) == 4
+
+
+def test_a_folder_is_trained_by_one_at_a_time(tmp_path):
+    """Also when it is begun anew; what was there before is kept under the next free name."""
+    for total in (1, 2, 3):
+        with begin(tmp_path / 'x', metatrain_iterations=total, resume=False):
+            with pytest.raises(UserError, match='being trained'):
+                train(tmp_path / 'x', metatrain_iterations=total)
+            assert not (tmp_path / f'x.{total}').exists()
+        train(tmp_path / 'x', metatrain_iterations=total)
+    assert [names(tmp_path / name)[0] for name in ('x.1', 'x.2', 'x')] == [f'model{n}.npz' for n in (1, 2, 3)]
+
+
+def test_an_error_leaves_the_last_checkpoint(tmp_path):
+    """One in the loop, weights that are not finite, and one in writing."""
+    for weight, error in ((1.0, ZeroDivisionError), (np.nan, UserError)):
+        with pytest.raises(error), begin(tmp_path, metatrain_iterations=9, save_interval=2) as training_run:
+            training_run.advance(2)
+            training_run.model.weights['w'].assign([weight])
+            training_run.advance(3)
+            if weight == 1:
+                raise ZeroDivisionError
+            training_run.advance(4)
+        assert names(tmp_path) == ['model2.npz']
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError('disk full')
+
+    path = checkpoint.save(tmp_path, fresh(), iteration=1)
+    run.write_config(settings(), {}, tmp_path)
+    monkeypatch.setattr(np, 'savez', full)
+    monkeypatch.setattr(json, 'dump', full)
+    for write in (
+        lambda: checkpoint.save(tmp_path, fresh(), iteration=1),
+        lambda: run.write_config(settings(), {}, tmp_path),
+    ):
+        with pytest.raises(OSError, match='disk full'):
+            write()
+    assert checkpoint.restore(path, fresh()) == {'iteration': 1} and run.read_config(tmp_path) == vars(settings())
+
+
+def test_damaged_checkpoints_are_passed_over_unless_all_are(tmp_path):
+    paths = [checkpoint.save(tmp_path, fresh(), iteration=iteration) for iteration in (1, 2)]
+    with open(paths[1], 'r+b') as file:
+        file.truncate(100)
+    assert checkpoint.restore_latest(tmp_path, fresh()) == (paths[0], {'iteration': 1})
+    with open(paths[0], 'r+b') as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match='no checkpoint'):
+        checkpoint.restore_latest(tmp_path, fresh())
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
+    model, other = fresh(), fresh()
+    model.weights['w'].assign([7.0])
+    other.pretrain_adam.slots['m/w'] = tf.Variable([0.0, 0.0])
+    path = checkpoint.save(tmp_path, model, iteration=1)
+    with pytest.raises(UserError, match='does not fit'):
+        checkpoint.restore(path, other)
+    assert other.weights['w'].numpy() == 0
+
+
+@pytest.mark.parametrize('best', [False, True])
+def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, best):
+    """The best ones where there are any; it still counts as trained to its end."""
+    train(tmp_path, metatrain_iterations=5, save_interval=2)
+    if best:
+        model = fresh()
+        model.weights['w'].assign([3.0])
+        checkpoint.write(str(tmp_path / checkpoint.BEST), model, iteration=3, average_return=-1.0)
+    checkpoint.pack(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ['config.json', checkpoint.PACKED]
+    assert checkpoint.done(tmp_path) == (5, 50.0)
+    model, weight = fresh(), 3 if best else 5
+    path, state = checkpoint.restore_latest(tmp_path, model)
+    assert model.weights['w'].numpy() == weight and (state['iteration'], state['trained']) == (weight, 5)
+    with np.load(path) as saved:
+        assert not any('adam' in name for name in saved.files)
+    assert train(tmp_path, metatrain_iterations=5) == weight  # nothing is left to do
+    with pytest.raises(UserError, match='no state of the optimiser'):
+        train(tmp_path, metatrain_iterations=6)
+    assert train(tmp_path / 'new', metatrain_iterations=1, init_from=path) == weight + 1
+
+
+def test_a_result_names_the_settings_of_the_training(tmp_path):
+    """Not those of the test's command, where they are of no use to a test."""
+    train(tmp_path, metatrain_iterations=4, pretrain_iterations=1, meta_lr=0.5, save_interval=2)
+    path, state = str(tmp_path / 'model2.npz'), {'iteration': 2, 'seconds': 20.0}
+    said = run.history(settings(metatrain_iterations=9, num_test_tasks=7), path, state)
+    assert (said['iteration'], said['iterations'], said['iterations_asked'], said['seconds_trained']) == (2, 5, 5, 20)
+    taken = [said['settings'][name] for name in ('meta_lr', 'metatrain_iterations', 'num_test_tasks')]
+    assert taken == [0.5, 4, 7]
+    assert json.dumps(said)
+
+
+def test_a_piece_of_training_ends_with_its_block_at_a_checkpoint_and_with_pretraining():
+    """From any iteration on, each with its own block of tasks."""
+    config, blocks = SimpleNamespace(pretrain_iterations=30, save_interval=130), SimpleNamespace()
+    blocks.train_block = lambda number: (np.float32([number]),)
+    ends = [(0, 30, True), (0, 100, False), (100, 130, False), (100, 200, False), (200, 250, False)]
+    for iteration, expected in ((0, ends), (10, ends), (30, ends[1:]), (130, ends[3:]), (250, [])):
+        pieces = list(training.pieces(config, SOURCES['sinusoid'], blocks, iteration, 250))
+        assert [piece[1:] for piece in pieces] == expected
+        assert [piece[0][0].numpy() for piece in pieces] == [begin // 100 for begin, _, _ in expected]
 
 
 def test_reinforcement_learning_needs_nothing_of_supervised_learning():
