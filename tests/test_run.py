@@ -152,7 +152,10 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     ):
         with pytest.raises(OSError, match='disk full'):
             write()
-    assert checkpoint.restore(path, fresh()) == {'iteration': 1} and run.read_config(tmp_path) == vars(settings())
+    assert (
+        checkpoint.restore(path, fresh()) == {'iteration': 1}
+        and vars(settings()).items() <= run.read_config(tmp_path).items()
+    )
 
 
 def test_damaged_checkpoints_are_passed_over_unless_all_are(tmp_path):
@@ -212,7 +215,7 @@ def test_a_result_names_the_settings_of_the_training(tmp_path):
 def test_a_piece_of_training_ends_with_its_block_at_a_checkpoint_and_with_pretraining():
     """From any iteration on, each with its own block of tasks."""
     config, blocks = SimpleNamespace(pretrain_iterations=30, save_interval=130), SimpleNamespace()
-    blocks.train_block = lambda number: (np.float32([number]),)
+    blocks.draw_block = lambda number: (np.float32([number]),)
     ends = [(0, 30, True), (0, 100, False), (100, 130, False), (100, 200, False), (200, 250, False)]
     for iteration, expected in ((0, ends), (10, ends), (30, ends[1:]), (130, ends[3:]), (250, [])):
         pieces = list(training.pieces(config, SOURCES['sinusoid'], blocks, iteration, 250))
