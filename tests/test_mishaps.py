@@ -1,6 +1,7 @@
 """What the machine or the user may do to a run: each mishap ends it with one line, and what was there before stays."""
 
 import functools
+import json
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ import training
 import utils
 from maml import MAML
 from networks import FullyConnected
+from rl import figures
 from rl import training as rl_training
 from runtime import UserError
 
@@ -115,7 +117,6 @@ def test_a_disk_that_is_full_costs_a_test_alone(tmp_path):
     error = run(*flags, '--metatrain_iterations=200', code=2, preexec_fn=full_disk(size))
     assert 'model200.npz cannot be written' in error and len(error.splitlines()) == 1
     assert model.read_bytes() == before and result.read_bytes() == earlier
-    run(*flags, '--metatrain_iterations=200')
 
 
 def test_the_best_policy_on_a_full_disk(tmp_path):
@@ -238,6 +239,19 @@ def test_benchmark_compares_with_its_own_results(tmp_path, text):
     for flags in wrong if text == '[]' else wrong[:1]:
         ended = subprocess.run([*program, *flags], capture_output=True, text=True)
         assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1 and str(tmp_path) in ended.stderr
+
+
+@pytest.mark.parametrize(
+    'odd', [{'mean': 3}, {'mean': ['a', 'b']}, {'ci95': None}, {'settings': {'datasource': 'point', 'baseline': 'no'}}]
+)
+def test_figures_name_a_result_that_is_none(tmp_path, odd, monkeypatch, capsys):
+    result = {'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b'], 'mean': [1, 2]}
+    (tmp_path / 'a.json').write_text(json.dumps({**result, 'ci95': [1, None], **odd}))
+    monkeypatch.setattr(sys, 'argv', ['figures', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
+    with pytest.raises(SystemExit, match='2'):
+        figures.main()
+    error = capsys.readouterr().err
+    assert 'a.json is no result' in error and len(error.splitlines()) == 1
 
 
 # ---- What a user reads -----------------------------------------------------------------------------------------
