@@ -354,6 +354,20 @@ def rl_rows(names, options, earlier):
     return rows
 
 
+def read_rows(path):
+    """Return the rows of an earlier run by experiment and order of the gradient."""
+    try:
+        with open(path) as file:
+            rows = json.load(file)['rows']
+        return {
+            (row['experiment'], row.get('first_order')): row
+            for row in rows
+            if row['ms' if 'first_order' in row else 'seconds']
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise runtime.UserError(f'{path} is no result of benchmark.py ({error!r}): give one that --out wrote') from None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', choices=[*EXPERIMENTS, *RL], help='one experiment, by name')
@@ -362,10 +376,19 @@ def main():
     parser.add_argument('--meta_batch_size', type=int, help="tasks of a supervised step; default: the paper's")
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
     parser.add_argument('--out', help='write the rows to this JSON file')
-    parser.add_argument('--compare', type=argparse.FileType(), help='JSON file of an earlier run to stand beside')
+    parser.add_argument('--compare', help='JSON file of an earlier run to stand beside')
     options = parser.parse_args()
-    rows = json.load(options.compare)['rows'] if options.compare else []
-    earlier = {(row['experiment'], row.get('first_order')): row for row in rows}
+    with runtime.in_one_line('benchmark.py'):
+        run(options)
+
+
+def run(options):
+    """Time what the options say; raises UserError for what the user can mend, before anything is timed."""
+    earlier = read_rows(options.compare) if options.compare else {}
+    if options.data_dir and not os.path.isdir(options.data_dir):
+        raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
+    if options.out:
+        open(options.out, 'a').close()
     names = [options.only] if options.only else [*EXPERIMENTS, *RL]
     supervised, rl = ([name for name in names if name in table] for table in (EXPERIMENTS, RL))
     rows = supervised_rows(supervised, options, earlier) if supervised else []

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from runtime import UserError
+from runtime import UserError, replacing
 
 MAX_TO_KEEP = 10  # maml: main.py:294
 BEST = 'best.npz'  # of reinforcement learning: the weights with the best average return
@@ -51,11 +51,8 @@ def write(path, model, **numbers):
 
 def write_arrays(path, arrays):
     """Write `arrays` by name to a file that is there whole or not at all."""
-    with open(path + '.tmp', 'wb') as file:
+    with replacing(path, 'wb') as file:
         np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + '.tmp', path)
 
 
 def pack(folder):
@@ -86,9 +83,10 @@ def read(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read as a checkpoint ({error}): remove it or name another') from None
-    if 'iteration' not in arrays:
+    iteration = arrays.get('iteration', np.array(''))
+    if iteration.ndim or iteration.dtype.kind != 'i' or any(array.dtype.kind not in 'if' for array in arrays.values()):
         raise UserError(f'{path} is not a checkpoint of this program: remove it or name another')
     return arrays
 

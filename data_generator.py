@@ -111,9 +111,10 @@ class ImageGenerator:
         return tuple(part[None] for part in self.batch(TRAIN, number, self.meta_batch_size))
 
     def test_batches(self, num_tasks):
-        """Yield the tasks of a test in batches of TEST_BATCH, at least num_tasks in all."""
+        """Yield the tasks of a test in batches of at most TEST_BATCH."""
         for number in range(-(-num_tasks // TEST_BATCH)):
-            yield self.batch(TEST, number, TEST_BATCH)
+            left = num_tasks - number * TEST_BATCH
+            yield tuple(part[:left] for part in self.batch(TEST, number, TEST_BATCH))
 
     def validation_tasks(self, number):
         """Draw batch `number` of the validation stream."""
@@ -164,7 +165,7 @@ def image_generators(
     generators, data_dir = {}, pathlib.Path(os.path.expanduser(data_dir))
     for split in splits:
         try:
-            images, classes = load_enough(
+            images, classes, digest = load_enough(
                 datasource, source, data_dir, split, num_classes, update_batch_size, query[split]
             )
         except TooFew as error:
@@ -182,12 +183,13 @@ def image_generators(
             datasource == 'omniglot',
             seed,
         )
+        generators[split].digest = digest  # tells which files these are
     return generators
 
 
 def load_enough(datasource, source, data_dir, split, num_classes, update_batch_size, query):
-    """Load (images uint8 [n, pixels], rows of each class) of one split; raises TooFew when they do not suffice."""
-    images, classes, names = load_split(datasource, source, data_dir, split)
+    """Load (images uint8 [n, pixels], rows of each class, digest) of one split; raises TooFew when they do not suffice."""
+    images, classes, names, digest = load_split(datasource, source, data_dir, split)
     needed = update_batch_size + query
     if len(classes) < num_classes:
         raise TooFew(
@@ -200,18 +202,18 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
                 f'{name} has {len(rows)} images, but a task needs {needed} of a class '
                 f'({update_batch_size} + {query} query): add images or remove the class'
             )
-    return images, classes
+    return images, classes, digest
 
 
 def load_split(datasource, source, data_dir, split):
-    """Load (images uint8 [n, pixels], rows of each class, class folders) of one split, checked.
+    """Load (images uint8 [n, pixels], rows of each class, class folders, digest of all files) of one split, checked.
 
     Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
     sets: in that proportion); MiniImagenet has a folder for each split.
     """
     part = ['train', 'val', 'test'].index(split)
     if datasource == 'omniglot':
-        images, classes, names = load_folders(data_dir, 2, source.img_size, source.channels, invert=True)
+        images, classes, names, digest = load_folders(data_dir, 2, source.img_size, source.channels, invert=True)
         warn_if_smaller(data_dir, classes, *FULL_SIZE[datasource][0])
         order = list(range(len(classes)))
         random.Random(1).shuffle(order)
@@ -223,10 +225,11 @@ def load_split(datasource, source, data_dir, split):
             np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
             [range(*ends[i : i + 2]) for i in range(len(order))],
             [names[i] for i in order],
+            digest,
         )
-    images, classes, names = load_folders(data_dir / split, 1, source.img_size, source.channels)
+    images, classes, names, digest = load_folders(data_dir / split, 1, source.img_size, source.channels)
     warn_if_smaller(data_dir / split, classes, *FULL_SIZE[datasource][part])
-    return images, classes, names
+    return images, classes, names, digest
 
 
 def warn_if_smaller(folder, classes, num_classes, num_images):

@@ -202,6 +202,17 @@ def resolve(given):
     return values, origins
 
 
+def beyond_the_paper(config):
+    """Return what the name of a test's files says where it has other numbers of tasks or steps than the paper's."""
+    values = {**vars(config), 'rl': SOURCES[config.datasource].rl}
+    numbers = {}
+    for where, settings, _ in PAPER:
+        if all(values.get(flag) == value for flag, value in where.items()):
+            numbers.update(settings)
+    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps'}
+    return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values[flag] != numbers[flag])
+
+
 def run_name(config):
     """Return the name of a run's folder, the original's (maml: main.py:276-296).
 

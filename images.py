@@ -30,7 +30,8 @@ def load_folders(folder, depth, img_size, channels, invert=False):
     """Decode the images below `folder`, whose classes are the folders `depth` levels down.
 
     Decoded once: the pixels are kept in a cache file beside the data, named by a hash over the names, sizes and
-    times of all images. Returns (uint8 [n, pixels], rows of each class, class folders), all in sorted order.
+    times of all images. Returns (uint8 [n, pixels], rows of each class, class folders), all in sorted order, and a
+    hash over names and sizes alone, the same for a copy of the data.
     Raises UserError when there are none, or one cannot be read.
     """
     names = class_folders(folder, depth)
@@ -41,17 +42,18 @@ def load_folders(folder, depth, img_size, channels, invert=False):
         files.extend(found)
     if not files:
         raise TooFew(f'no images in {folder}: prepare the data first (see data/README.md) or set --data_dir')
-    digest = hashlib.sha256(f'{img_size} {channels} {invert}'.encode())
+    digest, content = hashlib.sha256(f'{img_size} {channels} {invert}'.encode()), hashlib.sha256()
     for file in files:
         status, name = file_status(file), file.removeprefix(f'{folder}{os.sep}')
         digest.update(os.fsencode(f'{name} {status.st_size} {status.st_mtime_ns}\n'))
+        content.update(os.fsencode(f'{name} {status.st_size}\n'))
     remove_leftovers(folder)
     cache = folder / f'cache-{digest.hexdigest()[:16]}.npy'
     images = read_cache(cache, (len(files), img_size * img_size * channels))
     if images is None:
         images = decode(files, img_size, channels, invert)
         write_cache(cache, images)
-    return images, classes, names
+    return images, classes, names, content.hexdigest()[:16]
 
 
 def class_folders(folder, depth):
@@ -161,7 +163,8 @@ def decode(files, img_size, channels, invert):
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     iterator = iter(decoded)
-    for row, file in enumerate(tqdm(files, f'decoding {os.path.dirname(os.path.dirname(files[0]))}', disable=None)):
+    title = f'decoding {os.path.dirname(os.path.dirname(files[0]))}'
+    for row, file in enumerate(tqdm(files, title, unit=' images', disable=None)):
         try:
             image = next(iterator).numpy()
         except tf.errors.OpError:

@@ -237,12 +237,8 @@ CONTRADICTIONS = [
 
 
 def main():
-    try:
-        config, origins = read_flags(sys.argv[1:])
-        run(config, origins)
-    except UserError as error:
-        print(f'main.py: {error}', file=sys.stderr)
-        sys.exit(2)
+    with runtime.in_one_line('main.py'):
+        run(*read_flags(sys.argv[1:]))
 
 
 def run(config, origins, folder=None):

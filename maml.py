@@ -161,8 +161,10 @@ class MAML:
     def outer_steps(self, block, first, last, pretrain=False):
         """Do outer_step for batches first … last - 1 of a block [iterations, tasks, …]; return metrics by batch."""
         metrics = tf.TensorArray(self.dtype, block[0].shape[0], element_shape=[4 if self.measure else 2])
-        for step in tf.range(first, last):
+        step = first
+        while step < last:  # not tf.range, whose length XLA wants to know: it would compile anew for each other one
             metrics = metrics.write(step, self.outer_step([part[step] for part in block], pretrain))
+            step += 1
         return metrics.stack()
 
     def train_block(self, block, first, last, pretrain=False):

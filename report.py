@@ -30,23 +30,33 @@ def statistics(results, ddof):
         }
 
 
-def print_table(columns, numbers, marks=()):
-    """Print a line for each column of a test with its `numbers` (see `statistics`); marks: columns the paper reads."""
-    width = max(map(len, columns)) + 1
-    print(f'{"":{width}s}{"mean":>10s}{"std":>10s}{"95 %":>12s}{"median":>10s}')
-    for name, mean, std, ci95, median in zip(columns, *(numbers[key] for key in ('mean', 'std', 'ci95', 'median'))):
-        mark = '   <- the paper reads this' if name in marks else ''
-        print(f'{name:{width}s}{mean:10.4g}{std:10.4g}  ±{ci95:9.4g}{median:10.4g}{mark}')
+def print_checkpoint(tested):
+    """Print which checkpoint a test is of; tested: what `run.history` says of it."""
+    iteration = tested.get('iteration')
+    print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}'))
+
+
+def print_table(columns, numbers, marks=(), scale=1):
+    """Print a line for each column of a test with its `numbers` (see `statistics`), at most 80 characters.
+
+    marks: the columns that the paper reads; scale: 100 for percent.
+    """
+    width = max(map(len, columns))
+    print(f'{"":{width}s}{"mean":>10s}{"std":>10s}{"95 %":>11s}{"median":>10s}')
+    for name, *row in zip(columns, *(scale * numbers[key] for key in ('mean', 'std', 'ci95', 'median'))):
+        mean, std, ci95, median = (f'{number:.4g}' for number in row)
+        mark = ' <- the paper' if name in marks else ''
+        print(f'{name:{width}s}{mean:>10s}{std:>10s}{"±" + ci95:>11s}{median:>10s}{mark}')
 
 
 def write(path, rows, result):
     """Write the `rows` of a table to path.csv, and `result`, a dictionary, with the `circumstances` to path.json."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + '.csv.tmp', 'w', newline='') as file:
+    earlier = ', in place of earlier ones' if os.path.exists(path + '.json') else ''
+    with runtime.replacing(path + '.csv', newline='') as file:
         csv.writer(file).writerows(rows)
-    os.replace(path + '.csv.tmp', path + '.csv')
     write_json(path + '.json', {**result, **circumstances()})
-    print(f'written to {path}.csv and .json')
+    print(f'written to {path}.csv and .json{earlier}')
 
 
 def circumstances():
@@ -60,9 +70,17 @@ def circumstances():
         revision = None
     return {
         'machine': {'cores': runtime.available_cores(), 'cpu': cpu_model()},
-        'versions': {'python': platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        'versions': {'python': platform.python_version(), **{name: version(name) for name in packages}},
         'revision': revision,
     }
+
+
+def version(package):
+    """Return the version of a package; None where it is not installed: supervised learning does without MuJoCo."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_model():
@@ -78,9 +96,8 @@ def write_json(path, result):
     """Write a dictionary for people and machines, whole or not at all; a list of numbers takes one line."""
     text = json.dumps(plain(result), indent=1, allow_nan=False)
     text = re.sub(r'\[[^][{}"]*\]', lambda numbers: ' '.join(numbers[0].split()), text)
-    with open(path + '.tmp', 'w') as file:
+    with runtime.replacing(path) as file:
         file.write(text + '\n')
-    os.replace(path + '.tmp', path)
 
 
 def plain(value):

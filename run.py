@@ -20,7 +20,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from runtime import UserError
+from experiments import SOURCES
+from runtime import UserError, devices, not_written, replacing
 
 try:
     import fcntl
@@ -37,16 +38,34 @@ FREE = {
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {
     *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
-    *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers'),
+    *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers', 'data_digest'),
 }
 # What runs were made with whose config.json does not say, because the setting is newer.
 BEFORE = {'sampling_workers': 1}
 
 
-def print_settings(config, origins):
-    """Print all settings, a line each, with the source of those that the user left unset."""
+def print_settings(config, origins, threads):
+    """Print the device and the settings in use, a line each, with the source of those that the user left unset."""
+    print(f'on {devices(threads)}')
     for name, value in sorted(vars(config).items()):
-        print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+        if value is not None and name not in unused(config):
+            print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+
+
+def unused(config):
+    """Return the names of settings that such a run does not read."""
+    source, names = SOURCES[config.datasource], set()
+    if not source.rl and not source.img_size:
+        names |= {'data_dir', 'num_classes', 'conv', 'max_pool', 'num_filters', 'test_set'}
+    elif not source.rl and not config.conv:
+        names |= {'max_pool', 'num_filters'}
+    if source.rl and not config.num_updates:
+        names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
+    if config.train and config.baseline != 'random':
+        return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
+    return names | {
+        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'log', 'resume')
+    }
 
 
 class Run:
@@ -60,25 +79,36 @@ class Run:
     Raises SystemExit (130) on exit when the user asked it to stop, by Ctrl-C or SIGTERM.
     """
 
-    def __init__(self, config, origins, folder, model, total, chief=True):
-        self.config, self.origins, self.folder, self.model = config, origins, folder, model
+    def __init__(self, config, origins, threads, folder, model, total, chief=True):
+        self.config, self.origins, self.threads, self.folder, self.model = config, origins, threads, folder, model
         self.total, self.chief, self.iteration, self.stop_requested = total, chief, 0, False
         self.exits = contextlib.ExitStack()
 
     def __enter__(self):
         self.seconds = 0.0  # of training, in all parts of the run before this one
-        if self.chief:
-            self.exits.enter_context(locked(self.folder))
-            self.iteration = self.prepare()
-        self.start, self.saved = time.time(), self.iteration
-        log = self.chief and self.config.log
-        self.writer = tf.summary.create_file_writer(self.folder) if log else tf.summary.create_noop_writer()
-        self.exits.enter_context(self.writer.as_default())
-        self.progress = self.exits.enter_context(
-            tqdm(total=self.total, initial=self.iteration, disable=None if self.chief else True, dynamic_ncols=True)
-        )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.exits.callback(signal.signal, number, signal.signal(number, self.request_stop))
+        with self.exits:  # left here only where something fails
+            if self.chief:
+                self.exits.enter_context(locked(self.folder))
+                self.iteration = self.prepare()
+                print_settings(self.config, self.origins, self.threads)
+            self.exits.enter_context(summaries_in(self.folder))
+            self.start, self.saved = time.time(), self.iteration
+            log = self.chief and self.config.log
+            self.writer = tf.summary.create_file_writer(self.folder) if log else tf.summary.create_noop_writer()
+            self.exits.enter_context(self.writer.as_default())
+            self.progress = self.exits.enter_context(
+                tqdm(
+                    desc='training',
+                    unit=' iterations',
+                    total=self.total,
+                    initial=self.iteration,
+                    disable=None if self.chief else True,
+                    dynamic_ncols=True,
+                )
+            )
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.exits.callback(signal.signal, number, signal.signal(number, self.request_stop))
+            self.exits = self.exits.pop_all()
         return self
 
     def request_stop(self, number, _):
@@ -118,10 +148,10 @@ class Run:
             f'is kept; try a smaller --update_lr or --{outer}'
         )
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, *raised):
+        if raised[0] is not None:
+            return self.exits.__exit__(*raised)
         with self.exits:
-            if kind is not None:
-                return
             if self.chief and (self.saved != self.iteration or not checkpoint.exists(self.folder)):
                 self.save()
         print(
@@ -167,6 +197,17 @@ class Run:
 
 
 @contextlib.contextmanager
+def summaries_in(folder):
+    """Make a UserError of TensorFlow's, where it cannot write a file in `folder`."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if folder not in error.message:
+            raise
+        raise not_written(f'a summary in {folder}', error.message.rpartition('; ')[2].split('\n')[0]) from None
+
+
+@contextlib.contextmanager
 def locked(folder):
     """Make `folder` and hold it, so that no second process trains in it; a killed process holds nothing.
 
@@ -190,10 +231,8 @@ def locked(folder):
 
 def write_config(config, origins, folder):
     """Write config.json, the settings that a run was begun with, whole or not at all."""
-    path = os.path.join(folder, 'config.json')
-    with open(path + '.tmp', 'w') as file:
+    with replacing(os.path.join(folder, 'config.json')) as file:
         json.dump({'settings': vars(config), 'from_the_paper': origins}, file, indent=1)
-    os.replace(path + '.tmp', path)
 
 
 def read_config(folder):
@@ -213,6 +252,11 @@ def check_same_run(config, before, folder):
     """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
         if name not in FREE and value != getattr(config, name, value):
+            if name == 'data_digest':
+                raise UserError(
+                    f'the run in {folder} was trained on other images than those that are there now: bring them back, '
+                    'or use another --logdir, or --resume=False to start anew'
+                )
             raise UserError(
                 f'the run in {folder} was made with --{name}={value}, not {getattr(config, name)}: use that, another '
                 '--logdir, or --resume=False to start anew'

@@ -1,16 +1,77 @@
-"""What does not need TensorFlow: the error that a user can mend, and what must be settled before TensorFlow starts.
+"""What does not need TensorFlow: errors that a user can mend, and what must be settled before TensorFlow starts.
 
 Not imported by the algorithm; main.py calls `start` before it imports anything that imports TensorFlow.
 """
 
 import contextlib
 import os
+import shutil
+import sys
 
 renderer = None  # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
 
 
 class UserError(Exception):
     """Something that the user can mend; the message is one line that says what is wrong and what to do."""
+
+
+@contextlib.contextmanager
+def in_one_line(program):
+    """Let the program `program` end with one line on stderr, not a traceback, where the user can mend what is wrong.
+
+    The exit code is 2, and 130 after Ctrl-C.
+    """
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe, too, lines go as they are printed
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        message, code = 'stopped', 130
+    except UserError as error:
+        message, code = error, 2
+    except ImportError as error:
+        message, code = f'{error}: install what is missing by python -m pip install -r requirements.txt', 2
+    except OSError as error:
+        message, code = f'{error.filename or "a file cannot be read or written"}: {error.strerror or error}', 2
+    print(f'{program}: {message}', file=sys.stderr)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def replacing(path, mode='w', **how):
+    """Open a file that is there whole, in the place of `path`, or not at all; UserError where it cannot be written."""
+    try:
+        with open(path + '.tmp', mode, **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + '.tmp', path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(path + '.tmp')
+        raise not_written(path, error.strerror or error) from None
+
+
+def not_written(path, reason):
+    """Return the UserError for a file that cannot be written."""
+    return UserError(f'{path} cannot be written ({reason}): mend that, then give the same command again')
+
+
+def devices(threads):
+    """Return in words what TensorFlow computes on here; a warning goes to stderr where it does not see a GPU."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices('GPU')
+    if gpus:
+        return ', '.join(tf.config.experimental.get_device_details(gpu).get('device_name', gpu.name) for gpu in gpus)
+    if 'CUDA_VISIBLE_DEVICES' not in os.environ and (shutil.which('nvidia-smi') or os.path.exists('/dev/nvidia0')):
+        print(
+            'warning: TensorFlow does not see the GPU that is here, and computes on the CPU: to use it, install '
+            'tensorflow[and-cuda] and a driver that fits',
+            file=sys.stderr,
+        )
+    return f'CPU, {threads} thread{"s" if threads > 1 else ""}'
 
 
 def available_cores():
@@ -27,7 +88,7 @@ def start(threads=None):
     """
     global renderer
     # MuJoCo would load this renderer into the process of TensorFlow, and the two crash; rl/video.py has its own.
-    renderer = os.environ.pop('MUJOCO_GL', None)
+    renderer = os.environ.pop('MUJOCO_GL', None) or None
     threads = threads or available_cores()
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.5 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway

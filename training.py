@@ -6,6 +6,7 @@ report.py; here is when to train, log, validate and test.
 
 import functools
 import itertools
+import math
 import os
 import pathlib
 import time
@@ -18,7 +19,7 @@ import checkpoint
 import distribute
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
-from experiments import SOURCES
+from experiments import SOURCES, beyond_the_paper
 from maml import MAML
 from networks import Convolutional, FullyConnected
 from run import Run, history, print_settings
@@ -27,6 +28,7 @@ from utils import accuracy, mse, xent
 
 SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
+JUMP = 1e4  # times the usual loss, of which Adam's second moments take thousands of iterations to recover
 TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
 
 
@@ -34,14 +36,17 @@ def run(config, origins, threads, folder):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
     source = SOURCES[config.datasource]
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
-    print_settings(config, origins)
     data = make_data(config, source)
+    config.data_digest = getattr(data.get('train'), 'digest', None)
     with strategy.scope():
         model = make_model(config, source, threads)
     if config.train:
-        train(config, origins, model, data, folder, source, strategy)
+        train(config, origins, threads, model, data, folder, source, strategy)
     if distribute.is_chief(strategy):
-        test(config, model, data['test'], folder, history(config, *load_for_test(config, model, folder)))
+        tested = history(config, *load_for_test(config, model, folder))
+        if not config.train:
+            print_settings(config, origins, threads)
+        test(config, model, data['test'], folder, tested)
 
 
 def make_data(config, source):
@@ -115,15 +120,16 @@ def make_model(config, source, threads):
 # ---- Training --------------------------------------------------------------------------------------------------
 
 
-def train(config, origins, model, data, folder, source, strategy):
+def train(config, origins, threads, model, data, folder, source, strategy):
     """Train to the last iteration, or until stopped.
 
     Progress goes to the terminal, the scalars to TensorBoard under the original's names.
     """
     total = config.pretrain_iterations + config.metatrain_iterations
     labels = ['loss', 'accuracy'] if model.measure else ['loss']
-    recent = []
-    with Run(config, origins, folder, model, total, distribute.is_chief(strategy)) as run:
+    words = f'Iteration {{}}: {labels[-1]} {{:#.4g}} before, {{:#.4g}} after the inner updates'
+    recent, usual = [], None
+    with Run(config, origins, threads, folder, model, total, distribute.is_chief(strategy)) as run:
         run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
         train_block = distribute.block_trainer(strategy, model)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
@@ -131,6 +137,7 @@ def train(config, origins, model, data, folder, source, strategy):
             for step, row in enumerate(metrics, start=run.iteration):
                 if not np.all(np.isfinite(row)):
                     raise run.not_finite('the loss is', step)
+                usual = warn_of_jump(row[:2].max(), usual, step)
                 recent.append(row)
                 if step % SUMMARY_INTERVAL == 0:
                     write_summaries('metatrain', labels, row, config.num_updates, step)
@@ -139,16 +146,28 @@ def train(config, origins, model, data, folder, source, strategy):
                 # The original prints accuracies where there are any, else losses (maml: main.py:114-128).
                 before, after = np.mean(recent, axis=0)[-2:]
                 count = last if pretrain else last - config.pretrain_iterations
-                tqdm.write(f'{"Pretrain Iteration" if pretrain else "Iteration"} {count}: {before}, {after}')
+                tqdm.write(('Pretrain ' if pretrain else '') + words.format(count, before, after))
                 run.progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
                 recent = []
             if run.chief and 'val' in data and last % TEST_PRINT_INTERVAL == 0:
                 results = model.evaluate(data['val'].validation_tasks(last), config.num_updates)
                 before, after = results.numpy().mean(axis=0)[[0, -1]]
-                tqdm.write(f'Validation results: {before}, {after}')
+                tqdm.write('Validation, ' + words.format(last, before, after))
                 write_summaries('metaval', labels[-1:], [before, after], config.num_updates, last)
             if not run.goes_on():
                 break
+
+
+def warn_of_jump(loss, usual, step):
+    """Say so, once, when the loss is JUMP times what is usual; return what then is usual, a running mean."""
+    usual = usual or loss
+    if loss > JUMP * usual:
+        tqdm.write(
+            f'warning: the loss jumped from {usual:.2g} to {loss:.2g} at iteration {step}: Adam may stand still for '
+            'thousands of iterations; try a smaller --update_lr'
+        )
+        return math.inf
+    return usual + 0.01 * (loss - usual) if usual < math.inf else usual
 
 
 def pieces(config, source, generator, iteration, total):
@@ -203,17 +222,21 @@ def test(config, model, data, folder, tested):
     tested: what `run.history` says of the model.
     """
     start, results = time.time(), []
-    with tqdm(total=config.num_test_tasks, desc='testing', disable=None) as progress:
+    os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
+    with tqdm(total=config.num_test_tasks, desc='testing', unit=' tasks', disable=None) as progress:
         for tasks in data.test_batches(config.num_test_tasks):
             results.append(model.evaluate(tasks, config.test_num_updates).numpy())
             progress.update(len(results[-1]))
     image = model.measure is not None
     measure = 'accuracy' if image else 'mean squared error'
-    summary = summarise(np.concatenate(results)[: config.num_test_tasks])
+    summary = summarise(np.concatenate(results))
+    split = f' of the {"test" if config.test_set else "validation"} set' if image else ''
     print(
-        f'\n{measure} over {config.num_test_tasks} tasks, {config.update_batch_size}-shot, '
-        f'{config.test_query} query examples{" a class" if image else ""}, of {tested["checkpoint"]}'
+        f'\n{measure}{" in %" if image else ""} over {config.num_test_tasks} tasks{split}, '
+        f'{f"{config.num_classes}-way " if image else ""}{config.update_batch_size}-shot'
     )
+    print(f'query examples{" of a class" if image else ""}: {config.test_query}')
+    report.print_checkpoint(tested)
     print_summary(summary, measure, config.paper_steps)
 
     result = {
@@ -233,14 +256,14 @@ def test_name(config):
     if SOURCES[config.datasource].img_size:
         name += '' if config.test_set else '_val'
         name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
-    return name + (f'_itr{config.test_iter}' if config.test_iter > 0 else '')
+    return name + (f'_itr{config.test_iter}' if config.test_iter > 0 else '') + beyond_the_paper(config)
 
 
 def summarise(results):
     """Return the statistics over the tasks of `results` [tasks, 2 + steps], whose columns are `MAML.task_evaluate`'s.
 
-    A single task whose inner steps grow without bound outweighs all others in a mean, so these are counted
-    (`diverging_tasks`), and the mean of the others stands beside.
+    A single task whose inner steps grow without bound outweighs all others in a mean, or makes it NaN, so these are
+    counted (`diverging_tasks`), and the mean of the others stands beside.
     """
     steady = (results < DIVERGED).all(axis=1)
     with np.errstate(all='ignore'):
@@ -252,19 +275,21 @@ def summarise(results):
             ],
             **report.statistics(results, ddof=0),
             'diverging_tasks': int((~steady).sum()),
-            'mean_of_the_others': results[steady].sum(axis=0) / max(steady.sum(), 1),
+            'mean_of_the_others': results[steady].sum(axis=0) / steady.sum(),
         }
 
 
 def print_summary(summary, measure, paper_steps):
     """Print the table of a test, the steps that the paper reads marked, and how many tasks diverge."""
-    steps = [step for step in paper_steps if step + 1 < len(summary['columns'])]
-    report.print_table(summary['columns'], summary, [summary['columns'][step + 1] for step in steps])
+    last, scale = len(summary['columns']) - 2, 100 if measure == 'accuracy' else 1
+    steps = [step for step in paper_steps if step <= last]
+    report.print_table(summary['columns'], summary, [summary['columns'][step + 1] for step in steps], scale)
     if summary['diverging_tasks']:
+        why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {DIVERGED:g}'
         print(
-            f'{summary["diverging_tasks"]} of the tasks diverge ({measure} above {DIVERGED:g}); mean of the others '
-            f'after {", ".join(map(str, steps))} steps: '
-            + ', '.join(f'{summary["mean_of_the_others"][step + 1]:.4g}' for step in steps)
+            f'{summary["diverging_tasks"]} of the tasks diverge ({why});\nmean of the others after '
+            f'{", ".join(map(str, steps or [last]))} steps: '
+            + ', '.join(f'{scale * summary["mean_of_the_others"][step + 1]:.4g}' for step in steps or [last])
         )
 
 

@@ -25,9 +25,10 @@ def xent(pred, label, update_batch_size):
 
 
 def accuracy(pred, label):
-    """Share of rows of `pred` [examples, classes] whose largest entry is the label's, a scalar."""
+    """Share of rows of `pred` [examples, classes] whose largest entry is the label's; NaN if `pred` is not finite."""
     hits = tf.equal(tf.argmax(pred, axis=1), tf.argmax(label, axis=1))
-    return tf.reduce_mean(tf.cast(hits, pred.dtype))
+    share = tf.reduce_mean(tf.cast(hits, pred.dtype))
+    return tf.where(tf.reduce_all(tf.math.is_finite(pred)), share, np.nan)  # else argmax would say class 0
 
 
 def batch_norm(x, beta):

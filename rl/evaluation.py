@@ -7,10 +7,12 @@ import numpy as np
 from tqdm import tqdm
 
 import report
+from experiments import beyond_the_paper
 from rl.envs import FAMILIES
 from rl.reinforce import adapt
 from rl.sampler import Sampler
 from rl.samples import collect
+from runtime import UserError
 
 TEST_STREAM = 2**31  # stands where training's random streams have the iteration, so that no test repeats one
 
@@ -65,15 +67,21 @@ def test(config, model, folder, tested, threads):
         workers=config.test_sampling_workers,
     )
     alphas = step_sizes(config, model.step_sizes())
-    with tqdm(total=len(alphas) + 1, desc='testing', disable=None) as progress:
-        paths, phis = adapt_and_measure(model, sampler, alphas, progress.update)
+    os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
+    with tqdm(total=len(alphas) + 1, desc='testing', unit=' steps', disable=None) as progress:
+        try:
+            with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed
+                paths, phis = adapt_and_measure(model, sampler, alphas, progress.update)
+        except (FloatingPointError, np.linalg.LinAlgError) as error:
+            raise UserError(f'the test broke off, {error}: try a smaller --test_update_lr') from None
     returns = np.array([collected.average_returns() for collected in paths]).T  # [tasks, columns]
     columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
     numbers = report.statistics(returns, ddof=1)
     print(
         f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
-        f'after each step (workers: {config.test_sampling_workers}), of {tested["checkpoint"]}'
+        f'after each step (workers: {config.test_sampling_workers})'
     )
+    report.print_checkpoint(tested)
     report.print_table(columns, numbers)
 
     rows = [['', *[f'return {column}' for column in columns]]]
@@ -98,7 +106,7 @@ def test_name(config):
     """Return the name of a test's files: rollouts, alpha and, unless it is the best one, the iterate."""
     alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
     iterate = f'_itr{config.test_iter}' if config.test_iter > 0 else ''
-    return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}'
+    return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
 
 
 def first_paths(paths, number=3):

@@ -90,7 +90,9 @@ def main(arguments=None):
     for path in options.results:
         try:
             result = json.loads(pathlib.Path(path).read_text())
-            TITLES[result['settings']['datasource']], result['columns']
+            TITLES[result['settings']['datasource']], METHODS[method(result)]
+            for name in ('mean', 'ci95'):  # null: not a number
+                result[name] = np.array(result[name], float).reshape(len(result['columns']))
         except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f'{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote')
         results.append(result)
@@ -98,7 +100,7 @@ def main(arguments=None):
     paper = json.loads(PAPER.read_text())
     try:
         draw(results, paper).savefig(options.out, dpi=120, bbox_inches='tight')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         fail(f'cannot write {options.out}: {error}')
     print(f'written to {options.out}')
 

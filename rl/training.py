@@ -21,7 +21,7 @@ from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
 from run import Run, history, print_settings
-from runtime import UserError
+from runtime import UserError, replacing
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = ('iteration', *MetaIteration._fields[1:])
@@ -29,14 +29,16 @@ METRICS = ('iteration', *MetaIteration._fields[1:])
 
 def run(config, origins, threads, folder):
     """Train (unless --train=False), then test; raises UserError for what the user can mend."""
-    print_settings(config, origins)
     model = make_model(config, threads)
     task = test_tasks(config)[0]
     if config.video:  # whoever has no renderer learns it before the test, not after
         video.check(config.video, config.datasource, task)
     if config.train and config.baseline != 'random':
         train(config, origins, model, folder, threads)
-    phis = test(config, model, folder, load_for_test(config, model, folder), threads)
+    tested = load_for_test(config, model, folder)
+    if not config.train or config.baseline == 'random':
+        print_settings(config, origins, threads)
+    phis = test(config, model, folder, tested, threads)
     if config.video:
         steps = len(phis) - 1
         after = f'after {steps} gradient step{"s" if steps > 1 else ""}'
@@ -87,7 +89,7 @@ def train(config, origins, model, folder, threads):
         threads=threads,
         workers=config.sampling_workers,
     )
-    with Run(config, origins, folder, model, config.metatrain_iterations) as run:
+    with Run(config, origins, threads, folder, model, config.metatrain_iterations) as run:
         best = best_return(folder, run.iteration)
         rows = run.exits.enter_context(progress_file(folder, run.iteration))
         while run.goes_on():
@@ -112,8 +114,8 @@ def train(config, origins, model, folder, threads):
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             tqdm.write(
-                'Iteration {}: average return {return_before:.2f}, {return_after:.2f}; KL {kl_after:.4f}; '
-                '{env_steps_per_second:.0f} steps/s, {seconds:.1f} s'.format(iteration, **metrics)
+                'Iteration {}: average return {return_before:.2f} before, {return_after:.2f} after the inner updates; '
+                'KL {kl_after:.4f}; {env_steps_per_second:.0f} steps/s, {seconds:.1f} s'.format(iteration, **metrics)
             )
             run.advance(iteration + 1)
 
@@ -135,19 +137,18 @@ def best_return(folder, iteration):
     if iteration == 0:
         os.remove(path)
         return -math.inf
-    return float(checkpoint.read(path)['average_return'])
+    return checkpoint.numbers(checkpoint.read(path)).get('average_return', -math.inf)
 
 
 def progress_file(folder, iteration):
     """Open progress.csv for further rows; those of iterations that will be done again are dropped."""
     path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
-        with open(path, newline='') as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(METRICS) and row[0].isdigit()]
-        kept = [row for row in rows if int(row[0]) < iteration]
-    with open(path + '.tmp', 'w', newline='') as file:
+        with open(path, errors='replace') as file:
+            rows = [row for row in (line.strip().split(',') for line in file) if len(row) == len(METRICS)]
+        kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < iteration]
+    with replacing(path, newline='') as file:
         csv.writer(file).writerows([METRICS, *kept])
-    os.replace(path + '.tmp', path)
     return open(path, 'a', newline='')
 
 

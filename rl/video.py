@@ -9,6 +9,7 @@ import atexit
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 import sys
 import warnings
 
@@ -83,6 +84,7 @@ def prepare(renderer):
         renderer = 'egl'
     if renderer is not None:
         os.environ['MUJOCO_GL'] = renderer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's affair
     warnings.simplefilter('ignore')  # what GLFW has to say comes in the error too
     atexit.register(os._exit, 0)  # OSMesa complains when Python takes it down
 

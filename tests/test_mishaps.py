@@ -1,0 +1,278 @@
+"""What the machine or the user may do to a run: each mishap ends it with one line, and what was there before stays."""
+
+import functools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from program import MAIN, command, run, start
+
+import checkpoint
+import main
+import report
+import runtime
+import training
+import utils
+from maml import MAML
+from networks import FullyConnected
+from rl import figures
+from rl import training as rl_training
+from runtime import UserError
+
+SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
+SHORT = ['--num_test_tasks=2', '--test_num_updates=1']
+
+
+def full_disk(size):
+    """For subprocess: no file may grow beyond `size` bytes, as on a disk that is full."""
+    return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+
+
+# ---- Numbers that are none -------------------------------------------------------------------------------------
+
+
+def test_outputs_that_are_not_finite_have_no_accuracy():
+    """Not that of class 0, which argmax would say."""
+    label = np.eye(2, dtype=np.float32)[[0, 0, 1]]
+    pred = np.float32([[2, 1], [2, 1], [2, 1]])
+    assert utils.accuracy(pred, label) == np.float32(2 / 3)
+    for odd in (np.nan, np.inf, -np.inf):
+        assert np.isnan(utils.accuracy(np.where(pred == 2, np.float32(odd), pred), label))
+
+
+@pytest.mark.parametrize('measure', ['accuracy', 'mean squared error'])
+def test_diverging_tasks_are_told_apart(measure, capsys):
+    results = np.float32([[0.2, 0.2, 0.5], [0.2, 0.2, np.nan], [0.2, 0.2, 1.0]])
+    summary = training.summarise(results)
+    assert summary['diverging_tasks'] == 1 and summary['mean_of_the_others'][2] == 0.75 and np.isnan(summary['mean'][2])
+    training.print_summary(summary, measure, [1])
+    mean = '75' if measure == 'accuracy' else '0.75'
+    assert (
+        f'1 of the tasks diverge ({"outputs" if measure == "accuracy" else measure}' in capsys.readouterr().out[-120:]
+    )
+    training.print_summary(summary, measure, [5])  # not among these steps: the last
+    assert f'after 1 steps: {mean}\n' in capsys.readouterr().out
+    none = training.summarise(np.full([2, 3], np.nan, np.float32))
+    assert none['diverging_tasks'] == 2 and np.isnan(none['mean_of_the_others']).all()
+
+
+def test_a_loss_that_jumps_is_mentioned_once(capsys):
+    usual = None
+    for step, loss in enumerate(np.float32([3, 2.5, 2e4, 4.5e12, 1e9, 2, 1e13])):
+        usual = training.warn_of_jump(loss, usual, step)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 'jumped from 2e+02 to 4.5e+12 at iteration 3' in line
+
+
+# ---- Speed -----------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_block_compile_once():
+    """However long they are: a checkpoint an iteration costs what it writes."""
+    model = MAML(FullyConnected(1, 1, (4,)), vectorize=True)
+    block = tuple(tf.random.stateless_normal([100, 2, 3, 1], [0, i]) for i in range(4))
+    model.train_block(block, 0, 1)
+    begin = time.time()
+    for first in range(1, 40):
+        model.train_block(block, first, 2 * first + 1)
+    assert time.time() - begin < 10  # each compilation takes a second or more
+
+
+# ---- The disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'size, flags, file',
+    [
+        (100, [], 'config.json'),
+        (10000, ['--log=False'], 'model100.npz'),
+        (3000, ['--save_interval=100000', '--metatrain_iterations=20000'], 'a summary in'),
+    ],
+)
+def test_a_disk_that_is_full_stops_the_training(tmp_path, size, flags, file):
+    error = run(f'--logdir={tmp_path}', *SHORT, '--save_interval=100', *flags, code=2, preexec_fn=full_disk(size))
+    assert file in error and 'cannot be written (File too large)' in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.glob('*/*.tmp'))
+
+
+def test_a_disk_that_is_full_costs_a_test_alone(tmp_path):
+    """And of a training what came after the newest checkpoint."""
+    flags = [f'--logdir={tmp_path}', *SHORT, '--log=False']
+    run(*flags, '--metatrain_iterations=100')
+    model = tmp_path / SINE / 'model100.npz'
+    before = model.read_bytes()
+    result = tmp_path / SINE / 'test_ubs10_stepsize0.01_tasks2_steps1.json'
+    earlier = result.read_bytes()
+    for size, ending in ((50, '.csv'), (len(earlier) // 2, '.json')):
+        error = run(*flags, '--train=False', code=2, preexec_fn=full_disk(size))
+        assert f'{result.with_suffix(ending)} cannot be written' in error and 'Traceback' not in error
+    size = len(before) - 100
+    error = run(*flags, '--metatrain_iterations=200', code=2, preexec_fn=full_disk(size))
+    assert 'model200.npz cannot be written' in error and len(error.splitlines()) == 1
+    assert model.read_bytes() == before and result.read_bytes() == earlier
+
+
+def test_the_best_policy_on_a_full_disk(tmp_path):
+    flags = ['--datasource=point', '--meta_batch_size=1', '--update_batch_size=1', '--log=False', '--save_interval=100']
+    error = run(f'--logdir={tmp_path}', *flags, code=2, preexec_fn=full_disk(1500))
+    assert 'best.npz cannot be written (File too large)' in error and 'Traceback' not in error
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    """--logdir below a file, in training and for a test of another's weights."""
+    (tmp_path / 'file').write_text('')
+    error = run(f'--logdir={tmp_path}/file/logs', code=2)
+    assert f'{tmp_path}/file' in error and 'Not a directory' in error and len(error.splitlines()) == 1
+
+
+# ---- Ctrl-C ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('seconds', [0.5, 1.5, 3])
+def test_ctrl_c_at_the_start(tmp_path, seconds):
+    """While libraries are loaded, or the training is compiled."""
+    process = start(f'--logdir={tmp_path}', '--metatrain_iterations=10000000')
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and 'Traceback' not in output and 'stopped' in output.splitlines()[-1]
+
+
+def test_ctrl_c_in_a_test(tmp_path):
+    run(f'--logdir={tmp_path}', '--metatrain_iterations=100', *SHORT)
+    process = start(f'--logdir={tmp_path}', '--train=False', '--num_test_tasks=1000000')
+    for line in process.stdout:
+        if '  update_lr' in line:  # the last of the settings
+            break
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and output == 'main.py: stopped\n'
+
+
+# ---- What is missing or foreign --------------------------------------------------------------------------------
+
+
+def test_without_mujoco(tmp_path):
+    """Reinforcement learning says what to install; the rest does without."""
+    (tmp_path / 'mujoco.py').write_text('raise ModuleNotFoundError("No module named \'mujoco\'", name="mujoco")')
+    env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+    error = run('--datasource=point', f'--logdir={tmp_path}', code=2, env=env)
+    assert "No module named 'mujoco'" in error and 'requirements.txt' in error and len(error.splitlines()) == 1
+    assert report.version('no-such-package') is None
+
+
+def test_the_device_is_named(tmp_path, monkeypatch, capsys):
+    """And a GPU that TensorFlow does not see, unless the user hid it."""
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [])
+    (tmp_path / 'nvidia-smi').write_text('')
+    (tmp_path / 'nvidia-smi').chmod(0o755)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert runtime.devices(2) == 'CPU, 2 threads'
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    runtime.devices(1)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'arrays',
+    [
+        {'iteration': np.array('ten')},
+        {'iteration': np.arange(3)},
+        {'iteration': np.array(1), 'weights/w1': np.array(['a', 'b'])},
+        {'weights/w1': np.zeros(3)},
+    ],
+)
+def test_foreign_checkpoints_are_named(tmp_path, arrays):
+    np.savez(tmp_path / 'model1.npz', **arrays)
+    with pytest.raises(UserError, match='is not a checkpoint of this program'):
+        checkpoint.read(str(tmp_path / 'model1.npz'))
+
+
+def test_an_array_is_no_checkpoint(tmp_path):
+    with (tmp_path / 'model1.npz').open('wb') as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match='cannot be read as a checkpoint'):
+        checkpoint.read(str(tmp_path / 'model1.npz'))
+
+
+def test_garbage_in_the_progress_is_dropped(tmp_path):
+    full = ','.join('7' for _ in rl_training.METRICS[1:])
+    text = f'0,{full}\n'.encode() + b'\x00\xff\xfe"garbage\n' + '²'.encode() + f',{full}\n1,{full}\n'.encode()
+    (tmp_path / 'progress.csv').write_bytes(text)
+    rl_training.progress_file(tmp_path, 2).close()
+    assert [line[0] for line in (tmp_path / 'progress.csv').read_text().splitlines()] == ['i', '0', '1']
+
+
+def test_a_best_policy_without_its_return_gives_way(tmp_path):
+    np.savez(tmp_path / 'best.npz', iteration=1)
+    assert rl_training.best_return(tmp_path, iteration=2) == -np.inf
+
+
+def test_a_step_size_that_explodes_in_a_test(tmp_path):
+    flags = ['--datasource=point', '--baseline=random', f'--logdir={tmp_path}', '--test_update_lr=1e5']
+    config, origins = main.read_flags([*flags, '--num_test_tasks=2', '--test_update_batch_size=2'])
+    with pytest.raises(UserError, match='not finite.*--test_update_lr'):
+        main.run(config, origins)
+
+
+def test_an_empty_renderer_is_none(monkeypatch):
+    monkeypatch.setenv('MUJOCO_GL', '')
+    monkeypatch.setattr(runtime, 'renderer', 'egl')
+    runtime.start()
+    assert runtime.renderer is None
+
+
+@pytest.mark.parametrize('text', ['[]', '{"rows": 3}', '{"rows": [{}]}', 'no json'])
+def test_benchmark_compares_with_its_own_results(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    program = [sys.executable, str(MAIN.with_name('benchmark.py')), '--only=sinusoid']
+    wrong = [f'--compare={tmp_path}/a.json'], [f'--out={tmp_path}/none/a.json'], [f'--data_dir={tmp_path}/none']
+    for flags in wrong if text == '[]' else wrong[:1]:
+        ended = subprocess.run([*program, *flags], capture_output=True, text=True)
+        assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1 and str(tmp_path) in ended.stderr
+
+
+@pytest.mark.parametrize(
+    'odd', [{'mean': 3}, {'mean': ['a', 'b']}, {'ci95': None}, {'settings': {'datasource': 'point', 'baseline': 'no'}}]
+)
+def test_figures_name_a_result_that_is_none(tmp_path, odd, monkeypatch, capsys):
+    result = {'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b'], 'mean': [1, 2]}
+    (tmp_path / 'a.json').write_text(json.dumps({**result, 'ci95': [1, None], **odd}))
+    monkeypatch.setattr(sys, 'argv', ['figures', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
+    with pytest.raises(SystemExit, match='2'):
+        figures.main()
+    error = capsys.readouterr().err
+    assert 'a.json is no result' in error and len(error.splitlines()) == 1
+
+
+# ---- What a user reads -----------------------------------------------------------------------------------------
+
+
+def test_settings_come_after_errors_and_only_those_in_use(tmp_path):
+    """A bad --init_from leaves nothing but its line; a sinusoid has no classes, filters or sets."""
+    ended = subprocess.run(
+        command(f'--logdir={tmp_path}', '--init_from=/nowhere/model1.npz'), capture_output=True, text=True
+    )
+    assert ended.returncode == 2 and not ended.stdout and len(ended.stderr.splitlines()) == 1
+    output = run(f'--logdir={tmp_path}', '--metatrain_iterations=100', *SHORT)
+    names = {line.split('=')[0].strip() for line in output.splitlines() if line.startswith('  ')}
+    assert {'update_lr', 'num_updates', 'seed'} <= names
+    assert not names & {'num_classes', 'num_filters', 'conv', 'test_set', 'data_dir', 'train_update_lr', 'test_iter'}
+    assert 'on CPU, ' in output or 'on NVIDIA' in output
+
+
+def test_the_table_fits_a_terminal(capsys):
+    results = np.random.default_rng(0).random([600, 12])
+    training.print_summary(training.summarise(results), 'accuracy', [1, 10])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and [n for n, line in enumerate(lines) if '<- the paper' in line] == [3, 12]
+    assert lines[3].split()[4] == f'{100 * results[:, 2].mean():.4g}'
