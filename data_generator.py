@@ -188,7 +188,7 @@ def image_generators(
 
 
 def load_enough(datasource, source, data_dir, split, num_classes, update_batch_size, query):
-    """Load (images uint8 [n, pixels], rows of each class, digest) of one split; raises TooFew when they do not suffice."""
+    """Load (images uint8 [n, pixels], rows of each class, digest) of a split; raises TooFew if they do not suffice."""
     images, classes, names, digest = load_split(datasource, source, data_dir, split)
     needed = update_batch_size + query
     if len(classes) < num_classes:

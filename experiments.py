@@ -7,6 +7,8 @@ original's other one (github.com/cbfinn/maml_rl at 9c8e2eb), here its folder mam
 
 import dataclasses
 
+from runtime import devices
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -211,6 +213,30 @@ def beyond_the_paper(config):
             numbers.update(settings)
     words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps'}
     return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values[flag] != numbers[flag])
+
+
+def print_settings(config, origins, threads):
+    """Print the device and the settings in use, a line each, with the source of those that the user left unset."""
+    print(f'on {devices(threads)}')
+    for name, value in sorted(vars(config).items()):
+        if value is not None and name not in unused(config):
+            print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+
+
+def unused(config):
+    """Return the names of settings that such a run does not read."""
+    source, names = SOURCES[config.datasource], set()
+    if not source.rl and not source.img_size:
+        names |= {'data_dir', 'num_classes', 'conv', 'max_pool', 'num_filters', 'test_set'}
+    elif not source.rl and not config.conv:
+        names |= {'max_pool', 'num_filters'}
+    if source.rl and not config.num_updates:
+        names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
+    if config.train and config.baseline != 'random':
+        return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
+    return names | {
+        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'log', 'resume')
+    }
 
 
 def run_name(config):

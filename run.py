@@ -20,8 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import SOURCES
-from runtime import UserError, devices, not_written, replacing
+from runtime import UserError, not_written, replacing
 
 try:
     import fcntl
@@ -44,30 +43,6 @@ TRAINING = {
 BEFORE = {'sampling_workers': 1}
 
 
-def print_settings(config, origins, threads):
-    """Print the device and the settings in use, a line each, with the source of those that the user left unset."""
-    print(f'on {devices(threads)}')
-    for name, value in sorted(vars(config).items()):
-        if value is not None and name not in unused(config):
-            print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
-
-
-def unused(config):
-    """Return the names of settings that such a run does not read."""
-    source, names = SOURCES[config.datasource], set()
-    if not source.rl and not source.img_size:
-        names |= {'data_dir', 'num_classes', 'conv', 'max_pool', 'num_filters', 'test_set'}
-    elif not source.rl and not config.conv:
-        names |= {'max_pool', 'num_filters'}
-    if source.rl and not config.num_updates:
-        names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
-    if config.train and config.baseline != 'random':
-        return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
-    return names | {
-        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'log', 'resume')
-    }
-
-
 class Run:
     """A training in progress: a context manager around its loop.
 
@@ -79,8 +54,8 @@ class Run:
     Raises SystemExit (130) on exit when the user asked it to stop, by Ctrl-C or SIGTERM.
     """
 
-    def __init__(self, config, origins, threads, folder, model, total, chief=True):
-        self.config, self.origins, self.threads, self.folder, self.model = config, origins, threads, folder, model
+    def __init__(self, config, origins, folder, model, total, chief=True):
+        self.config, self.origins, self.folder, self.model = config, origins, folder, model
         self.total, self.chief, self.iteration, self.stop_requested = total, chief, 0, False
         self.exits = contextlib.ExitStack()
 
@@ -90,7 +65,6 @@ class Run:
             if self.chief:
                 self.exits.enter_context(locked(self.folder))
                 self.iteration = self.prepare()
-                print_settings(self.config, self.origins, self.threads)
             self.exits.enter_context(summaries_in(self.folder))
             self.start, self.saved = time.time(), self.iteration
             log = self.chief and self.config.log

@@ -225,7 +225,7 @@ class Work:
             checkpoint.pack(str(self.folder))
 
     def values(self, test=0):
-        """Return (mean, half-width or None) after each of the target's steps from a test, accuracies in percent.
+        """Return (mean, half-width) after each of the target's steps from a test, accuracies in percent.
 
         Where some tasks diverge it is the mean of the others.
         """
@@ -233,9 +233,8 @@ class Work:
         scale = 100 if result and result['measure'] == 'accuracy' else 1
         for step in self.target.steps if result else ():
             index = next(i for i, name in enumerate(result['columns']) if name in column_names(step))
-            diverging = result.get('diverging_tasks')
-            mean = result['mean_of_the_others' if diverging else 'mean'][index]
-            values.append((scale * mean, None if diverging else scale * result['ci95'][index]))
+            which = '_of_the_others' if result.get('diverging_tasks') else ''
+            values.append((scale * result[f'mean{which}'][index], scale * result[f'ci95{which}'][index]))
         return values
 
 

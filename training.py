@@ -19,10 +19,10 @@ import checkpoint
 import distribute
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
-from experiments import SOURCES, beyond_the_paper
+from experiments import SOURCES, beyond_the_paper, print_settings
 from maml import MAML
 from networks import Convolutional, FullyConnected
-from run import Run, history, print_settings
+from run import Run, history
 from runtime import UserError
 from utils import accuracy, mse, xent
 
@@ -129,7 +129,9 @@ def train(config, origins, threads, model, data, folder, source, strategy):
     labels = ['loss', 'accuracy'] if model.measure else ['loss']
     words = f'Iteration {{}}: {labels[-1]} {{:#.4g}} before, {{:#.4g}} after the inner updates'
     recent, usual = [], None
-    with Run(config, origins, threads, folder, model, total, distribute.is_chief(strategy)) as run:
+    with Run(config, origins, folder, model, total, distribute.is_chief(strategy)) as run:
+        if run.chief:
+            print_settings(config, origins, threads)
         run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
         train_block = distribute.block_trainer(strategy, model)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
@@ -266,6 +268,7 @@ def summarise(results):
     counted (`diverging_tasks`), and the mean of the others stands beside.
     """
     steady = (results < DIVERGED).all(axis=1)
+    others = report.statistics(results[steady], ddof=0) if steady.any() else {}
     with np.errstate(all='ignore'):
         return {
             'columns': [
@@ -275,7 +278,7 @@ def summarise(results):
             ],
             **report.statistics(results, ddof=0),
             'diverging_tasks': int((~steady).sum()),
-            'mean_of_the_others': results[steady].sum(axis=0) / steady.sum(),
+            **{f'{key}_of_the_others': others.get(key, np.full(results.shape[1], np.nan)) for key in ('mean', 'ci95')},
         }
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import SOURCES
+from experiments import SOURCES, print_settings
 from rl import video
 from rl.envs import FAMILIES
 from rl.evaluation import test, test_tasks
@@ -20,7 +20,7 @@ from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
 from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
-from run import Run, history, print_settings
+from run import Run, history
 from runtime import UserError, replacing
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
@@ -89,7 +89,8 @@ def train(config, origins, model, folder, threads):
         threads=threads,
         workers=config.sampling_workers,
     )
-    with Run(config, origins, threads, folder, model, config.metatrain_iterations) as run:
+    with Run(config, origins, folder, model, config.metatrain_iterations) as run:
+        print_settings(config, origins, threads)
         best = best_return(folder, run.iteration)
         rows = run.exits.enter_context(progress_file(folder, run.iteration))
         while run.goes_on():
