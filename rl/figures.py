@@ -51,7 +51,7 @@ def draw_returns(axis, results, paper):
             axis.plot(*curve(paper[name]['mean']), ':', color=METHODS[name])
     axis.set(title=TITLES[results[0]['settings']['datasource']], xlabel='gradient steps', xticks=range(steps))
     axis.set_ylabel("average return (dotted: the paper's)")
-    axis.legend(fontsize='small')
+    axis.legend(fontsize='small', loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=4, frameon=False)
 
 
 def draw_paths(axes, result):

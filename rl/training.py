@@ -45,7 +45,7 @@ def run(config, origins, threads, folder):
         shown = {'before adaptation': 0, after: steps} if steps else {'the policy': 0}
         weights = {caption: {k: w[0] for k, w in phis[n].items()} for caption, n in shown.items()}
         video.write(config.video, config.datasource, task, config.baseline == 'oracle', model.policy.act, weights)
-        print(f'the first test task, {task.tolist()}, is shown in {config.video}')
+        print(f'the first test task ({FAMILIES[config.datasource].in_words(task)}) is shown in {config.video}')
 
 
 def make_model(config, threads):

@@ -21,7 +21,7 @@ from rl.envs import FAMILIES
 
 FRAME_RATE = 25  # a second, at most
 SIZE = 240  # pixels, width and height of MuJoCo's pictures
-CAPTION = 16  # pixels, height of the line above them
+CAPTION = 30  # pixels, height of the two lines above them: the task, and which policy
 
 
 def check(path, family, task):
@@ -44,10 +44,13 @@ def write(path, family, task, oracle, act, weights):
     frames = []
     for i in range(max(map(len, films))):
         images = [film[min(i, len(film) - 1)] for film in films]
-        picture = np.pad(np.concatenate(images, axis=1), ((CAPTION, 0), (0, 0), (0, 0)), constant_values=255)
-        frame = Image.fromarray(picture)
+        divided = [np.pad(image, ((CAPTION, 0), (0, 2), (0, 0)), constant_values=255) for image in images]
+        for image in divided:
+            image[:, -2:] = 0
+        frame = Image.fromarray(np.concatenate(divided, axis=1)[:, :-2])
         for n, caption in enumerate(weights):
-            ImageDraw.Draw(frame).text((n * images[0].shape[1] + 4, 2), caption, (0, 0, 0))
+            text = f'{FAMILIES[family].in_words(task)}\n{caption}'
+            ImageDraw.Draw(frame).text((n * divided[0].shape[1] + 4, 2), text, (0, 0, 0))
         frames.append(frame)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0)
 

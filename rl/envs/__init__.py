@@ -4,6 +4,7 @@ An environment is added here and nowhere else: one line in `FAMILIES` names it f
 with gymnasium and tells the sampler which class steps it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium
@@ -14,19 +15,25 @@ from rl.envs.point import PointEnv
 
 
 class Family(NamedTuple):
-    """A distribution of tasks: its gymnasium id, the class that defines it, and the length of an episode."""
+    """A distribution of tasks: gymnasium id, the class that defines it, length of an episode, and a task in words."""
 
     id: str
     env: type
     horizon: int
+    in_words: Callable
+
+
+def direction(task):
+    """Say which of the two directions is a task."""
+    return 'runs backward' if task < 0 else 'runs forward'
 
 
 FAMILIES = {
-    'point': Family('maml/Point-v0', PointEnv, 100),
-    'cheetah_vel': Family('maml/HalfCheetahVel-v0', HalfCheetahVelEnv, 200),
-    'cheetah_dir': Family('maml/HalfCheetahDir-v0', HalfCheetahDirEnv, 200),
-    'ant_vel': Family('maml/AntVel-v0', AntVelEnv, 200),
-    'ant_dir': Family('maml/AntDir-v0', AntDirEnv, 200),
+    'point': Family('maml/Point-v0', PointEnv, 100, 'goal ({0[0]:.2f}, {0[1]:.2f})'.format),
+    'cheetah_vel': Family('maml/HalfCheetahVel-v0', HalfCheetahVelEnv, 200, 'runs at {:.2f} m/s'.format),
+    'cheetah_dir': Family('maml/HalfCheetahDir-v0', HalfCheetahDirEnv, 200, direction),
+    'ant_vel': Family('maml/AntVel-v0', AntVelEnv, 200, 'runs at {:.2f} m/s'.format),
+    'ant_dir': Family('maml/AntDir-v0', AntDirEnv, 200, direction),
 }
 
 for _family in FAMILIES.values():
