@@ -7,6 +7,9 @@ import time
 
 import numpy as np
 
+import experiments
+import main
+
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 
 
@@ -19,6 +22,13 @@ def run(*flags, code=0, **how):
     result = subprocess.run(command(*flags), capture_output=True, text=True, timeout=300, **how)
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout if code == 0 else result.stderr
+
+
+def run_here(*flags):
+    """Do what main.py does with these flags, in this process; returns the run's folder."""
+    config, origins = main.read_flags(list(map(str, flags)))
+    main.run(config, origins)
+    return pathlib.Path(config.logdir, experiments.run_name(config))
 
 
 def start(*flags):

@@ -2,15 +2,11 @@
 
 import csv
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
-import main
 import report
-import run
 import training
 
 
@@ -47,14 +43,3 @@ def test_the_deviation_of_a_sample_of_tasks(tmp_path):
     np.testing.assert_allclose([two['std'][0], two['ci95'][0]], [np.sqrt(2), 1.96])
     report.write_json(str(tmp_path / 'x.json'), one)
     assert json.loads((tmp_path / 'x.json').read_text()) == dict.fromkeys(('mean', 'std', 'ci95', 'median'), [None])
-
-
-def test_a_test_is_of_as_many_tasks_as_asked(tmp_path):
-    """Whatever the batches that they come in."""
-    config, _ = main.read_flags(['--num_test_tasks=60', '--test_num_updates=1'])
-    results = np.arange(300.0).reshape(100, 3)
-    model = SimpleNamespace(measure=None, evaluate=lambda tasks, _: tf.constant(tasks))
-    data = SimpleNamespace(test_batches=lambda _: np.split(results, 2))
-    training.test(config, model, data, str(tmp_path), run.history(config, str(tmp_path / 'model1.npz'), {}))
-    (path,) = tmp_path.glob('*.json')
-    np.testing.assert_allclose(json.loads(path.read_text())['mean'], results[:60].mean(axis=0))

@@ -12,7 +12,7 @@ from PIL import Image
 from rl import figures
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = sorted((ROOT / 'results' / 'point').glob('*/test*.json'))
+RESULTS = sorted((ROOT / 'results' / 'point').glob('*/seed1/test*.json'))
 
 
 def run(*arguments):
