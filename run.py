@@ -264,12 +264,13 @@ def history(config, path, state):
         trained = read_config(folder)
     except UserError:
         trained = {}
+    done, seconds = checkpoint.done(folder)
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),
-        'iterations': checkpoint.done(folder)[0] or state.get('iteration'),
+        'iterations': done or state.get('iteration'),
         'iterations_asked': sum(filter(None, asked)) if trained else None,
-        'seconds_trained': state.get('seconds'),
+        'seconds_trained': seconds if done else state.get('seconds'),
         'settings': {k: trained.get(k) if k in TRAINING else v for k, v in vars(config).items()},
     }

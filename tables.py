@@ -73,12 +73,12 @@ def results_table(root):
                 result = work.result(test)
                 if not result:
                     continue
-                trained = result.get('iterations'), result.get('seconds_trained')
+                hours = work.done()[1] / 3600
                 lines.append(
                     f'| [{target.name}]({work.folder.relative_to(root)}) | {seed} | {label} '
                     f'| {paper_numbers(target) if test == 0 else ""} | {numbers(work.values(test))}{diverging(result)} '
-                    f'| {agreement(target, work.values()) if test == 0 else ""} | {iterations(trained[0], work.total)} '
-                    f'| {f"{trained[1] / 3600:.2f} h" if trained[1] else ""} | {result["machine"]["cores"]} cores, '
+                    f'| {agreement(target, work.values()) if test == 0 else ""} | {iterations(result.get("iterations"), work.total)} '
+                    f'| {f"{hours:.2f} h" if hours > 0 else ""} | {result["machine"]["cores"]} cores, '
                     f'{result["machine"]["cpu"]} |'
                 )
     return lines
@@ -100,8 +100,8 @@ def readme_table(root):
         which = f'{len(runs)} seeds' if len(runs) > 1 else f'seed {runs[0].seed}'
         counts = ' to '.join(iterations(n, runs[0].total) for n in done) if done != [0] else ''
         values = average(runs)
-        hours = sum(work.result().get('seconds_trained') or 0 for work in runs) / 3600
-        run = ', '.join(filter(None, [which, counts, f'{hours:.2g} h' if hours else '']))
+        hours = sum(work.done()[1] for work in runs) / 3600
+        run = ', '.join(filter(None, [which, counts, f'{hours:.2g} h' if hours > 0 else '']))
         here = numbers(values) + diverging(*(work.result() for work in runs))
         lines.append(f'{row}| {here} | {agreement(target, values)} | {run} |')
     return lines
