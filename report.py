@@ -36,17 +36,18 @@ def print_checkpoint(tested):
     print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}'))
 
 
-def print_table(columns, numbers, marks=(), scale=1):
+def print_table(columns, numbers, marks, scale=1):
     """Print a line for each column of a test with its `numbers` (see `statistics`), at most 80 characters.
 
-    marks: the columns that the paper reads; scale: 100 for percent.
+    marks: the columns that the paper reads, with its value where it has one (None); scale: 100 for percent.
     """
     width = max(map(len, columns))
-    print(f'{"":{width}s}{"mean":>10s}{"std":>10s}{"95 %":>11s}{"median":>10s}')
+    print(f'{"":{width}s}{"mean":>10s}{"std":>9s}{"95 %":>10s}{"median":>9s}')
     for name, *row in zip(columns, *(scale * numbers[key] for key in ('mean', 'std', 'ci95', 'median'))):
         mean, std, ci95, median = (f'{number:.4g}' for number in row)
-        mark = ' <- the paper' if name in marks else ''
-        print(f'{name:{width}s}{mean:>10s}{std:>10s}{"±" + ci95:>11s}{median:>10s}{mark}')
+        paper = marks.get(name)
+        mark = '' if name not in marks else ' <- the paper' if paper is None else f' <- paper {paper:.4g}'
+        print(f'{name:{width}s}{mean:>10s}{std:>9s}{"±" + ci95:>10s}{median:>9s}{mark}')
 
 
 def write(path, rows, result):

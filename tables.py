@@ -69,15 +69,16 @@ def results_table(root):
     for target in TARGETS:
         for seed in seeds(target, root) if target.run else ():
             work = Work(target, seed, root)
+            hours = work.done()[1] / 3600
             for test, (label, _) in enumerate(target.tests):
                 result = work.result(test)
                 if not result:
                     continue
-                hours = work.done()[1] / 3600
+                done = iterations(result.get('iterations'), work.total)
                 lines.append(
                     f'| [{target.name}]({work.folder.relative_to(root)}) | {seed} | {label} '
                     f'| {paper_numbers(target) if test == 0 else ""} | {numbers(work.values(test))}{diverging(result)} '
-                    f'| {agreement(target, work.values()) if test == 0 else ""} | {iterations(result.get("iterations"), work.total)} '
+                    f'| {agreement(target, work.values()) if test == 0 else ""} | {done} '
                     f'| {f"{hours:.2f} h" if hours > 0 else ""} | {result["machine"]["cores"]} cores, '
                     f'{result["machine"]["cpu"]} |'
                 )

@@ -154,6 +154,27 @@ def select(names):
     return list(chosen.values())
 
 
+# The settings by which a test is known for that of a target.
+PROTOCOL = (
+    *('datasource', 'num_classes', 'baseline', 'conv', 'norm', 'num_filters', 'max_pool', 'num_updates', 'update_lr'),
+    *('update_batch_size', 'train_update_batch_size', 'stop_grad', 'learn_update_lr', 'test_set', 'test_query'),
+    *('test_update_batch_size', 'test_update_lr'),
+)
+
+
+def papers(config):
+    """Return the paper's values for the test with these settings by number of steps; empty where it has none."""
+    for target in TARGETS:
+        if not target.missing:
+            flags = {**target.flags, **target.tests[0][1], 'train': False}
+            settings, _ = main.read_flags(arguments(flags))
+            if all(getattr(settings, name, None) == getattr(config, name, None) for name in PROTOCOL):
+                return {
+                    step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates
+                }
+    return {}
+
+
 class Work:
     """A target with a seed: its folder, its state, and what there is to do."""
 

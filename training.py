@@ -223,6 +223,8 @@ def test(config, model, data, folder, tested):
 
     tested: what `run.history` says of the model.
     """
+    from targets import papers  # which knows main.py, and that this file
+
     start, results = time.time(), []
     os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
     with tqdm(total=config.num_test_tasks, desc='testing', unit=' tasks', disable=None) as progress:
@@ -239,7 +241,7 @@ def test(config, model, data, folder, tested):
     )
     print(f'query examples{" of a class" if image else ""}: {config.test_query}')
     report.print_checkpoint(tested)
-    print_summary(summary, measure, config.paper_steps)
+    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | papers(config))
 
     result = {
         'measure': measure,
@@ -282,11 +284,12 @@ def summarise(results):
         }
 
 
-def print_summary(summary, measure, paper_steps):
-    """Print the table of a test, the steps that the paper reads marked, and how many tasks diverge."""
+def print_summary(summary, measure, paper):
+    """Print the table of a test and how many tasks diverge; paper: the steps that it reads, with its values or None."""
     last, scale = len(summary['columns']) - 2, 100 if measure == 'accuracy' else 1
-    steps = [step for step in paper_steps if step <= last]
-    report.print_table(summary['columns'], summary, [summary['columns'][step + 1] for step in steps], scale)
+    steps = [step for step in paper if step <= last]
+    marks = {summary['columns'][step + 1]: paper[step] for step in steps}
+    report.print_table(summary['columns'], summary, marks, scale)
     if summary['diverging_tasks']:
         why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {DIVERGED:g}'
         print(

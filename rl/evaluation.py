@@ -56,6 +56,8 @@ def test(config, model, folder, tested, threads):
 
     tested: what `run.history` says of the model.
     """
+    from targets import papers  # which knows main.py, and that this file
+
     start, tasks = time.time(), test_tasks(config)
     sampler = Sampler(
         config.datasource,
@@ -82,7 +84,7 @@ def test(config, model, folder, tested, threads):
         f'after each step (workers: {config.test_sampling_workers})'
     )
     report.print_checkpoint(tested)
-    report.print_table(columns, numbers)
+    report.print_table(columns, numbers, {columns[step]: value for step, value in papers(config).items()})
 
     rows = [['', *[f'return {column}' for column in columns]]]
     rows += [[statistic, *values] for statistic, values in numbers.items()]

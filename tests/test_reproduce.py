@@ -97,6 +97,18 @@ def test_the_list_has_every_target_and_what_is_missing():
     assert 'not there yet' in re.search(r'^figure2 .*$', listed, re.MULTILINE)[0]
 
 
+def test_the_papers_values_are_known_for_its_own_tests_alone():
+    def papers(*flags):
+        return targets.papers(main.read_flags(flags)[0])
+
+    omniglot = ['--datasource=omniglot', '--num_classes=5', '--update_batch_size=1', '--train=False']
+    assert papers(*omniglot, '--test_set') == {3: 98.7} and papers(*omniglot, '--test_set', '--conv=False') == {3: 89.7}
+    for other in ([], ['--test_set', '--test_query=15'], ['--test_set', '--update_lr=0.1']):
+        assert papers(*omniglot, *other) == {}
+    assert papers('--train=False', '--update_batch_size=5', '--train_update_batch_size=10')[10] == 0.35
+    assert papers('--datasource=ant_dir', '--test_num_updates=1') == {0: 8.66, 1: 499.15} and papers() == {}
+
+
 def test_groups_and_the_queue_name_targets():
     names = {target.name for target in targets.TARGETS}
     assert len(names) == len(targets.TARGETS)
