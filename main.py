@@ -243,13 +243,16 @@ def main():
 
 def run(config, origins, folder=None):
     """Do what the settings say in the run's folder; by default, that of its name in --logdir."""
+    from targets import papers  # whose table is written in these flags
+
     threads = runtime.start(config.threads)
+    folder = folder or os.path.join(config.logdir, experiments.run_name(config))
     # These import TensorFlow, which runtime.start has prepared.
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:
         import training
-    training.run(config, origins, threads, folder or os.path.join(config.logdir, experiments.run_name(config)))
+    training.run(config, origins, threads, folder, papers(config))
 
 
 def read_flags(arguments):

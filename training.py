@@ -32,8 +32,11 @@ JUMP = 1e4  # times the usual loss, of which Adam's second moments take thousand
 TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
 
 
-def run(config, origins, threads, folder):
-    """Train (unless --train=False), then test; raises UserError for what the user can mend."""
+def run(config, origins, threads, folder, paper):
+    """Train (unless --train=False), then test; raises UserError for what the user can mend.
+
+    paper: the paper's values for this test by number of steps.
+    """
     source = SOURCES[config.datasource]
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
     data = make_data(config, source)
@@ -46,7 +49,7 @@ def run(config, origins, threads, folder):
         tested = history(config, *load_for_test(config, model, folder))
         if not config.train:
             print_settings(config, origins, threads)
-        test(config, model, data['test'], folder, tested)
+        test(config, model, data['test'], folder, tested, paper)
 
 
 def make_data(config, source):
@@ -218,13 +221,11 @@ def load_for_test(config, model, folder):
     return path, state
 
 
-def test(config, model, data, folder, tested):
+def test(config, model, data, folder, tested, paper):
     """Test on num_test_tasks tasks; print a table, write CSV (the original's name and rows) and JSON.
 
     tested: what `run.history` says of the model.
     """
-    from targets import papers  # which knows main.py, and that this file
-
     start, results = time.time(), []
     os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
     with tqdm(total=config.num_test_tasks, desc='testing', unit=' tasks', disable=None) as progress:
@@ -241,7 +242,7 @@ def test(config, model, data, folder, tested):
     )
     print(f'query examples{" of a class" if image else ""}: {config.test_query}')
     report.print_checkpoint(tested)
-    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | papers(config))
+    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | paper)
 
     result = {
         'measure': measure,

@@ -51,13 +51,11 @@ def test_tasks(config):
     return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
 
 
-def test(config, model, folder, tested, threads):
+def test(config, model, folder, tested, threads, paper):
     """Test on num_test_tasks tasks; print a table, write CSV and JSON, return the phis of `adapt_and_measure`.
 
     tested: what `run.history` says of the model.
     """
-    from targets import papers  # which knows main.py, and that this file
-
     start, tasks = time.time(), test_tasks(config)
     sampler = Sampler(
         config.datasource,
@@ -84,7 +82,7 @@ def test(config, model, folder, tested, threads):
         f'after each step (workers: {config.test_sampling_workers})'
     )
     report.print_checkpoint(tested)
-    report.print_table(columns, numbers, {columns[step]: value for step, value in papers(config).items()})
+    report.print_table(columns, numbers, {columns[step]: value for step, value in paper.items()})
 
     rows = [['', *[f'return {column}' for column in columns]]]
     rows += [[statistic, *values] for statistic, values in numbers.items()]

@@ -27,8 +27,11 @@ from runtime import UserError, replacing
 METRICS = ('iteration', *MetaIteration._fields[1:])
 
 
-def run(config, origins, threads, folder):
-    """Train (unless --train=False), then test; raises UserError for what the user can mend."""
+def run(config, origins, threads, folder, paper):
+    """Train (unless --train=False), then test; raises UserError for what the user can mend.
+
+    paper: the paper's values for this test by number of steps.
+    """
     model = make_model(config, threads)
     task = test_tasks(config)[0]
     if config.video:  # whoever has no renderer learns it before the test, not after
@@ -38,7 +41,7 @@ def run(config, origins, threads, folder):
     tested = load_for_test(config, model, folder)
     if not config.train or config.baseline == 'random':
         print_settings(config, origins, threads)
-    phis = test(config, model, folder, tested, threads)
+    phis = test(config, model, folder, tested, threads, paper)
     if config.video:
         steps = len(phis) - 1
         after = f'after {steps} gradient step{"s" if steps > 1 else ""}'
