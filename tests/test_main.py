@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_vectors import Case
-from program import assert_same_state, command, run, start, wait_for
+from program import assert_same_state, command, run, run_here, start, wait_for
+
+from runtime import UserError
 
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 
@@ -142,18 +144,8 @@ def test_original_checkpoint_and_images(tmp_path):
     'flags, words',
     [
         (['--datasource=mnist'], ['--datasource=mnist', 'omniglot']),
-        (['--no_such_flag=1'], ['no_such_flag']),
         (['--train', 'False'], ["'False' is not a flag", '--flag=value']),
-        (['--update_batch_size=ten'], ['update_batch_size', 'ten']),
-        (['--meta_batch_size=0'], ['--meta_batch_size=0', '1 or more']),
-        (['--baseline=oracle', '--datasource=omniglot'], ['oracle', 'sinusoid']),
-        (['--max_pool', '--conv=False', '--datasource=omniglot'], ['--max_pool']),
-        (['--test_iter=100'], ['--train=False']),
-        (['--metatrain_iterations=0'], ['nothing to train']),
-        (['--seed=-1'], ['--seed=-1', '0 or more']),
-        (['--train=False', '--logdir=/nowhere/at/all'], ['no checkpoint in /nowhere/at/all', 'train first']),
         (['--datasource=omniglot', '--data_dir=/nowhere/at/all'], ['no images in /nowhere/at/all', 'data/README.md']),
-        (['--init_from=/nowhere/model1', '--train=False'], ['/nowhere/model1', 'check the path']),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
@@ -161,6 +153,21 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
     assert len(error.splitlines()) == 1, error
     for word in words:
         assert word in error
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--no_such_flag=1'], ['no_such_flag']),
+        (['--update_batch_size=ten'], ['update_batch_size', 'ten']),
+        (['--train=False', '--logdir=/nowhere/at/all'], ['no checkpoint in /nowhere/at/all', 'train first']),
+        (['--init_from=/nowhere/model1', '--train=False'], ['/nowhere/model1', 'check the path']),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(flags, words):
+    with pytest.raises(UserError) as error:
+        run_here(*flags)
+    assert '\n' not in str(error.value) and all(word in str(error.value) for word in words)
 
 
 def test_oracle_and_pretraining_use_their_own_optimiser(tmp_path):
