@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from images import TooFew, load_folders
 
-TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random generator's key
+TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
 OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
@@ -73,6 +73,11 @@ class SinusoidGenerator:
         rng = np.random.RandomState(self.seed)
         draws = [self.generate_sinusoid_batch(rng, 1, self.update_batch_size + self.query) for _ in range(num_tasks)]
         yield self.split(*(np.concatenate(parts) for parts in zip(*draws)))
+
+    def validation_batches(self, num_tasks):
+        """Yield, in one batch, the tasks on which a test chooses its step size: none of the test's own."""
+        rng = np.random.default_rng([self.seed, VALIDATION])
+        yield self.split(*self.generate_sinusoid_batch(rng, num_tasks, self.update_batch_size + self.query))
 
     def split(self, inputs, outputs, amp, phase):
         """Split into (inputa, labela, inputb, labelb) float32; for the oracle the inputs have the task's id."""

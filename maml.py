@@ -76,6 +76,8 @@ class MAML:
 
     def alpha(self, theta, name, step):
         """Return the inner step size of one weight; beyond training's steps a learned one stays at its last."""
+        if 'update_lr' in theta:  # one to be tried
+            return theta['update_lr']
         if not self.learn_update_lr:
             return tf.constant(self.update_lr, self.dtype)
         return theta[f'update_lr/{name}'][min(step, self.num_updates - 1)]
@@ -172,9 +174,11 @@ class MAML:
         metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)
         return metrics.numpy()[first:last]
 
-    def _evaluate(self, tasks, num_updates):
-        """Return task_evaluate of all tasks: [tasks, 2 + num_updates]."""
+    def _evaluate(self, tasks, num_updates, update_lr=None):
+        """Return task_evaluate of all tasks, [tasks, 2 + num_updates]; with this scalar in place of alpha, if given."""
         theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        if update_lr is not None:
+            theta['update_lr'] = update_lr
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)
 
     def prepare(self, task):
