@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from program import MAIN, command, full_disk, run_here
 
 import figures
@@ -216,7 +217,11 @@ def test_training_curves_of_each_source(tmp_path, trained):
     """TensorBoard's summaries of a run, its progress.csv, and log.txt with the lines of today and of older runs."""
     measure, curves = figures.curves(trained)
     assert measure == 'mean squared error' and set(curves) == {'training, before', 'training, after'}
-    assert list(curves['training, after']) == list(range(0, 1000, 100)) and 1 < curves['training, before'][0] < 10
+    (path,) = trained.glob('events*')
+    events = [(e.step, v) for e in tf.compat.v1.train.summary_iterator(str(path)) for v in e.summary.value]
+    for when, tag in (('before', 'metatrain_Pre-update_loss'), ('after', 'metatrain_Post-update_loss__step_1')):
+        kept = {step: tf.make_ndarray(value.tensor).item() for step, value in events if value.tag == tag}
+        assert len(kept) == 10 and curves[f'training, {when}'] == kept
     (tmp_path / 'config.json').write_text('{"settings": {"datasource": "omniglot"}}')
     (tmp_path / 'log.txt').write_text(
         'written\nPretrain Iteration 100: accuracy 0.2 before, 0.3 after the inner updates\n'
