@@ -393,7 +393,7 @@ def main(arguments=None):
     parser.add_argument('--seed', type=int, default=1, help='of the tests in --results (default: %(default)s)')
     with runtime.in_one_line('figures.py'):
         parser.error = fail
-        options = parser.parse_args(arguments)
+        options = parser.parse_intermixed_args(arguments)  # --out may stand before or after
         kind, *paths = options.what or ['']
         if kind in ('curve', 'returns'):
             if not paths or not options.out:
