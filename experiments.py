@@ -247,7 +247,7 @@ def unused(config):
     if config.train and config.baseline != 'random':
         return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
     return names | {
-        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'log', 'resume')
+        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'resume')
     }
 
 

@@ -80,7 +80,7 @@ boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
 
 # Logging, saving and testing
-boolean('log', True, 'write TensorBoard summaries.')
+boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')

@@ -7,6 +7,7 @@ data_generator.py, and when to stop is training.py's business.
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 
 from utils import Adam, mse
@@ -123,6 +124,16 @@ class MAML:
             theta, _, _ = self.inner_step(theta, inputa, labela, step)
             rows.append(measure(self.forward(inputb, theta), labelb))
         return tf.stack(rows)
+
+    def outputs(self, task, num_updates):
+        """Return the outputs on one task's query set after 0, 1, … num_updates inner steps: an array."""
+        inputa, labela, inputb, _ = self.prepare(task)
+        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        rows = [self.forward(inputb, theta)]
+        for step in range(num_updates):
+            theta, _, _ = self.inner_step(theta, inputa, labela, step)
+            rows.append(self.forward(inputb, theta))
+        return np.stack(rows)
 
     def meta_gradient(self, tasks, pretrain=False):
         """Return the mean over the tasks of their meta-gradients (Algorithm 2, line 10) and of their metrics.

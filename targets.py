@@ -129,11 +129,18 @@ TARGETS = [
     image_target('omniglot_5way_1shot', 'context', 94.9, 0.9, 2.5, **OMNIGLOT, update_batch_size=1, baseline='context'),
     image_target('omniglot_5way_5shot', 'context', 97.7, 0.3, 7, **OMNIGLOT, update_batch_size=5, baseline='context'),
     *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
-    *(Target(f'figure{n}', missing=TODO) for n in (2, 3, 6, 7)),
 ]
-FIGURES = {'figure4': ['point'], 'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir']}  # data sources
+FIGURES = {  # the data sources that each shows
+    **dict.fromkeys(('figure2', 'figure3', 'figure6', 'figure7'), ['sinusoid']),
+    'figure4': ['point'],
+    'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
+}
 GROUPS = {
     'all': [target.name for target in TARGETS if not target.missing],
+    **dict.fromkeys(
+        ('figure2', 'figure3', 'figure6', 'figure7'),
+        [t.name for t in TARGETS if t.run in ('sinusoid/maml', 'sinusoid/pretrain', 'sinusoid/oracle')],
+    ),
     'figure4': [target.name for target in TARGETS if target.run.startswith('point/')],
     # The trainings that are long, in order of worth.
     'queue': [

@@ -275,7 +275,42 @@ def test(config, model, data, folder, tested, paper):
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result)
+    if not image:
+        result['fits'] = fits(model, data, config)
+    samples = functools.partial(image_samples, model, data, config) if image else None
+    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result, samples)
+
+
+def fits(model, data, config, number=3):
+    """Return how sinusoids are fitted before any, after one and after all steps, on the first tasks of a test.
+
+    Rounded, for figures.py: the grid of x, and of each task the truth on it, then by where the support set lies its
+    points and the model's outputs on the grid.
+    """
+    steps = sorted({0, 1, config.test_num_updates})
+    tasks = [{} for _ in range(min(number, config.num_test_tasks))]
+    for where, arrays in data.drawn_tasks(len(tasks)).items():
+        for task, *parts in zip(tasks, *arrays):
+            inputa, labela, grid, truth = (np.float64(part[:, 0]).round(4) for part in parts)
+            outputs = np.float64(model.outputs(parts, config.test_num_updates)[steps, :, 0]).round(4)
+            task |= {'truth': truth, where: {'points': [inputa, labela], 'outputs': outputs}}
+    return {'steps': steps, 'x': grid, 'tasks': tasks}
+
+
+def image_samples(model, data, config, classes=10):
+    """Return for figures.py an image of each class, at most so many, of the first test task's support and query set.
+
+    Bytes [classes, side, side, channels] by class; with them what the query images are taken for, after which steps.
+    """
+    task = [part[0] for part in next(data.test_batches(1))]
+    steps = min(config.paper_steps[-1], config.test_num_updates)
+    source = SOURCES[config.datasource]
+    samples = {'steps': steps}
+    for name, images, labels in (('support', *task[:2]), ('query', *task[2:])):
+        rows = labels[: config.num_classes].argmax(1).argsort()[:classes]  # the first N hold each class once
+        samples[name] = images[rows].reshape(-1, source.img_size, source.img_size, source.channels)
+    samples['predicted'] = model.outputs(task, steps)[-1][rows].argmax(1)
+    return samples
 
 
 def test_name(config):
