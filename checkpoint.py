@@ -95,9 +95,15 @@ def assign(targets, arrays, path):
     """Assign `arrays` to the variables `targets` of the same names; all or, with UserError, none."""
     for name, variable in targets.items():
         found = arrays[name].shape if name in arrays else None
-        if found != tuple(variable.shape):
+        wanted = tuple(variable.shape)
+        if name.endswith('w5') and found and found != wanted and found[:-1] == wanted[:-1]:
             raise UserError(
-                f'{path} does not fit this network: {name} should be {tuple(variable.shape)} but is '
+                f'{path} has outputs for {found[-1]} classes, not {wanted[-1]}, and none can be added: use it with '
+                f'--num_classes={found[-1]}, or train with --num_classes={wanted[-1]}'
+            )
+        if found != wanted:
+            raise UserError(
+                f'{path} does not fit this network: {name} should be {wanted} but is '
                 f'{found or "missing"}: use the flags that it was trained with'
             )
     for name, variable in targets.items():

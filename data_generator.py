@@ -14,11 +14,10 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from images import TooFew, load_folders
+from images import SPLITS, TooFew, load_folders
 
 TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
-OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
@@ -223,7 +222,8 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
         if len(rows) < needed:
             raise TooFew(
                 f'{name} has {len(rows)} images, but a task needs {needed} of a class '
-                f'({update_batch_size} + {query} query): add images or remove the class'
+                f'({update_batch_size} + {query} query): add images, remove the class, or lower '
+                f'--{"train" if split == "train" else "test"}_query'
             )
     return images, classes, digest
 
@@ -231,17 +231,18 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
 def load_split(datasource, source, data_dir, split):
     """Load (images uint8 [n, pixels], rows of each class, class folders, digest of all files) of one split, checked.
 
-    Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
-    sets: in that proportion); MiniImagenet has a folder for each split.
+    One set of class folders (source.split) is sorted, shuffled with seed 1 and cut in the proportion that the split
+    says, Omniglot's 1,623 characters into 1,100 / 100 / 423; MiniImagenet has a folder for each split.
     """
-    part = ['train', 'val', 'test'].index(split)
-    if datasource == 'omniglot':
-        images, classes, names, digest = load_folders(data_dir, 2, source.img_size, source.channels, invert=True)
-        warn_if_smaller(data_dir, classes, *FULL_SIZE[datasource][0])
-        order = list(range(len(classes)))
+    part, folder = SPLITS.index(split), data_dir if source.split else data_dir / split
+    how = dict(invert=datasource == 'omniglot', own=datasource == 'images')
+    images, classes, names, digest = load_folders(folder, source.depth, source.img_size, source.channels, **how)
+    if datasource in FULL_SIZE:
+        warn_if_smaller(folder, classes, *FULL_SIZE[datasource][0 if source.split else part])
+    if source.split:
+        order, total = list(range(len(classes))), sum(source.split)
         random.Random(1).shuffle(order)
-        total = sum(OMNIGLOT_SPLIT)
-        cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / total) for i in (part, part + 1)]
+        cuts = [round(len(order) * sum(source.split[:i]) / total) for i in (part, part + 1)]
         order = order[cuts[0] : cuts[1]]
         ends = np.cumsum([0] + [len(classes[i]) for i in order])
         return (
@@ -250,8 +251,6 @@ def load_split(datasource, source, data_dir, split):
             [names[i] for i in order],
             digest,
         )
-    images, classes, names, digest = load_folders(data_dir / split, 1, source.img_size, source.channels)
-    warn_if_smaller(data_dir / split, classes, *FULL_SIZE[datasource][part])
     return images, classes, names, digest
 
 

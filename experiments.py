@@ -6,8 +6,10 @@ original's other one (github.com/cbfinn/maml_rl at 9c8e2eb), here its folder mam
 """
 
 import dataclasses
+import json
+import os
 
-from runtime import devices
+from runtime import UserError, devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +26,20 @@ class Source:
     print_interval: int = 100  # maml: main.py:75-80
     block: int = 1  # outer steps a call of the compiled training function
     folder: str = ''  # below data/
+    depth: int = 1  # of the class folders
+    split: tuple | None = None  # shares of training, validation and test of one set of classes; None: folders of these
 
 
 SOURCES = {
     'sinusoid': Source(dim_input=1, dim_hidden=(40, 40), print_interval=1000, block=100),
     'omniglot': Source(
-        dim_input=28 * 28, dim_hidden=(256, 128, 64, 64), img_size=28, channels=1, folder='omniglot_resized'
+        dim_input=28 * 28,
+        dim_hidden=(256, 128, 64, 64),
+        img_size=28,
+        channels=1,
+        folder='omniglot_resized',
+        depth=2,
+        split=(1100, 100, 423),  # characters (maml: data_generator.py:41-54)
     ),
     'miniimagenet': Source(
         dim_input=84 * 84 * 3,
@@ -40,6 +50,8 @@ SOURCES = {
         clip=10.0,
         folder='miniImagenet',
     ),
+    # The user's own; what is left out here, the flags or the images say (source_of).
+    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0),
     **dict.fromkeys(
         ['point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'], Source(rl=True, dim_hidden=(100, 100))
     ),  # section 5.3; more of them in rl/envs/__init__.py
@@ -105,24 +117,33 @@ PAPER = [
         dict(num_updates=5, update_lr=0.1, meta_batch_size=16, paper_steps=[5]),
         'A.1, 20-way',
     ),
-    (
-        {'datasource': 'miniimagenet'},
-        dict(
-            update_batch_size=1,
-            num_updates=5,
-            update_lr=0.01,
-            meta_batch_size=4,
-            metatrain_iterations=60000,
-            norm='batch_norm',
-            test_num_updates=10,
-            paper_steps=[10],
-            num_filters=32,
-            max_pool=True,
-            train_query=15,
-        ),
-        'A.1',
-    ),
-    ({'datasource': 'miniimagenet', 'update_batch_size': 5}, dict(meta_batch_size=2), 'A.1, 5-shot'),
+    *[
+        row
+        for datasource, paper_steps, ours in (
+            ('miniimagenet', [10], ''),
+            ('images', [], 'our choice: as MiniImagenet, '),
+        )
+        for row in (
+            (
+                {'datasource': datasource},
+                dict(
+                    update_batch_size=1,
+                    num_updates=5,
+                    update_lr=0.01,
+                    meta_batch_size=4,
+                    metatrain_iterations=60000,
+                    norm='batch_norm',
+                    test_num_updates=10,
+                    paper_steps=paper_steps,
+                    num_filters=32,
+                    max_pool=True,
+                    train_query=15,
+                ),
+                ours + 'A.1',
+            ),
+            ({'datasource': datasource, 'update_batch_size': 5}, dict(meta_batch_size=2), ours + 'A.1, 5-shot'),
+        )
+    ],
     ({'conv': False}, dict(max_pool=False), 'section 5.2'),
     # Reinforcement learning. update_batch_size counts rollouts of a task in each sampling step of training,
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
@@ -216,6 +237,41 @@ def resolve(given):
     return values, origins
 
 
+def source_of(config):
+    """Return the Source of these settings, which say what the user's own images are."""
+    source = SOURCES[config.datasource]
+    if config.datasource != 'images':
+        return source
+    size, channels = config.img_size, config.channels
+    split = config.split and tuple(config.split)
+    return dataclasses.replace(source, img_size=size, channels=channels, dim_input=size**2 * channels, split=split)
+
+
+# What weights that are to be adapted need to be used as they were trained.
+OF_WEIGHTS = (
+    *('datasource', 'num_classes', 'baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool'),
+    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates'),
+)
+
+
+def settings_of(weights):
+    """Return OF_WEIGHTS of a checkpoint from the config.json beside it; {} where there is none.
+
+    test_num_updates is the number of steps that the paper reads, where it reads any.
+    """
+    path = os.path.join(os.path.dirname(weights), 'config.json')
+    try:
+        with open(path) as file:
+            settings = dict(json.load(file)['settings'])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}, the settings of the weights, cannot be read ({error}): mend or remove it') from None
+    if settings.get('paper_steps'):
+        settings['test_num_updates'] = settings['paper_steps'][-1]
+    return {name: settings[name] for name in OF_WEIGHTS if name in settings}
+
+
 def beyond_the_paper(config):
     """Return what the name of a test's files says where it has other numbers of tasks or steps than the paper's."""
     values = {**vars(config), 'rl': SOURCES[config.datasource].rl}
@@ -237,7 +293,8 @@ def print_settings(config, origins, threads):
 
 def unused(config):
     """Return the names of settings that such a run does not read."""
-    source, names = SOURCES[config.datasource], set()
+    source = SOURCES[config.datasource]
+    names = {'paper_steps'} if config.datasource == 'images' else {'img_size', 'channels', 'split'}
     if not source.rl and not source.img_size:
         names |= {'data_dir', 'num_classes', 'conv', 'max_pool', 'num_filters', 'test_set'}
     elif not source.rl and not config.conv:

@@ -4,6 +4,8 @@
     python main.py --datasource=omniglot --num_classes=5 --update_batch_size=1        a cell of Table 1
     python main.py --datasource=miniimagenet --update_batch_size=1 --train=False --test_set=True
     python main.py --datasource=cheetah_dir                   reinforcement learning: a curve of Figure 5
+    python main.py --datasource=images --data_dir=FOLDER      images of your own
+    python main.py --adapt=FOLDER --predict=FOLDER --init_from=WEIGHTS      a trained model on new classes
 
 A flag that is left unset takes the paper's value for that experiment (experiments.py). README.md has a line for
 each result of the paper. This file holds the flags and what is done with them; the algorithm is in maml.py, and
@@ -33,6 +35,14 @@ boolean, enum, integer, number, text = (
 enum('datasource', 'sinusoid', list(experiments.SOURCES), 'where the tasks come from.')
 text('data_dir', None, "folder of the prepared images; default: the data source's folder in data/.")
 integer('num_classes', None, 'number of classes used in classification (N of N-way).')
+integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
+integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
+flags.DEFINE_list(
+    'split',
+    None,
+    'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
+    flag_values=FLAGS,
+)
 enum(
     'baseline',
     None,
@@ -71,6 +81,11 @@ number('update_lr', None, 'step size alpha of the inner update.')
 integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
+
+# Use of what is trained (adapt.py)
+text('adapt', None, 'folder of new classes, a folder of images each, to which to adapt the weights of --init_from.')
+text('predict', None, 'folder of the images that are to be classified then, into predictions.csv and .png in --logdir.')
+text('save_adapted', None, 'a .npz to keep the adapted weights in.')
 
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
@@ -130,6 +145,7 @@ SUPERVISED_ONLY = {
         'update_lr_grid',
         'distribute',
     ),
+    *('img_size', 'channels', 'split', 'adapt', 'predict', 'save_adapted'),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -153,6 +169,13 @@ LIMITS = [
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
+    (['img_size'], lambda value: 2 <= value <= 1024, '2 to 1024'),
+    (['channels'], lambda value: value in (1, 3), '1 or 3'),
+    (
+        ['split'],
+        lambda values: len(values) == 3 and values[0] > 0 and min(values) >= 0,
+        'shares of training, validation and test, as 0.6,0.2,0.2',
+    ),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
@@ -187,6 +210,42 @@ CONTRADICTIONS = [
         'supervised',
         lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
         '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
+    ),
+    *(
+        (
+            'supervised',
+            lambda c, name=name: name in c.given and c.datasource != 'images',
+            f'--{name} is for images of your own: drop it or use --datasource=images',
+        )
+        for name in ('img_size', 'channels', 'split')
+    ),
+    *(
+        (
+            'supervised',
+            lambda c, name=name: getattr(c, name) and not c.adapt,
+            f'--{name} needs new classes to adapt to: add --adapt',
+        )
+        for name in ('predict', 'save_adapted')
+    ),
+    (
+        'supervised',
+        lambda c: c.adapt and not c.image,
+        '--adapt is for images, but the weights of --init_from={init_from} are for --datasource={datasource}',
+    ),
+    (
+        'supervised',
+        lambda c: c.adapt and not (c.predict or c.save_adapted),
+        '--adapt alone leaves nothing behind: add --predict or --save_adapted',
+    ),
+    (
+        'supervised',
+        lambda c: c.adapt and c.datasource == 'images' and not (c.img_size and c.channels),
+        '--adapt needs to know what images --init_from={init_from} is for: give --img_size and --channels',
+    ),
+    (
+        'supervised',
+        lambda c: c.save_adapted and not c.save_adapted.endswith('.npz'),
+        '--save_adapted={save_adapted} is no .npz: give a name that ends so',
     ),
     (
         'supervised',
@@ -276,6 +335,10 @@ def run(config, origins, folder=None):
     threads = runtime.start(config.threads)
     folder = folder or os.path.join(config.logdir, experiments.run_name(config))
     # These import TensorFlow, which runtime.start has prepared.
+    if getattr(config, 'adapt', None):
+        import adapt
+
+        return adapt.run(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:
@@ -302,13 +365,16 @@ def read_flags(arguments):
     set_by_user = {name for name in values if values[name].present}
     given = {name: values[name].value for name in values if name not in ('help', 'h')}
     given['baseline'] = None if given['baseline'] == 'None' else given['baseline']
-    for name in ('data_dir', 'init_from', 'logdir', 'video'):
+    for name in ('data_dir', 'init_from', 'logdir', 'video', 'adapt', 'predict', 'save_adapted'):
         given[name] = given[name] and os.path.expanduser(given[name])
+    if given['adapt']:
+        given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]
-    try:
-        given['update_lr_grid'] = [float(value) for value in given['update_lr_grid'] or ()] or None
-    except ValueError as error:
-        raise UserError(f'--update_lr_grid is a list of numbers with commas between: {error}') from None
+    for name in ('update_lr_grid', 'split'):
+        try:
+            given[name] = [float(value) for value in given[name] or ()] or None
+        except ValueError as error:
+            raise UserError(f'--{name} is a list of numbers with commas between: {error}') from None
     for name in SUPERVISED_ONLY if source.rl else RL_ONLY:
         if name in set_by_user:
             raise UserError(
@@ -317,8 +383,24 @@ def read_flags(arguments):
             )
         del given[name]
     resolved, origins = experiments.resolve(given)
+    if given.get('adapt') and 'test_num_updates' in origins:
+        resolved['test_num_updates'] = [resolved['test_num_updates'], *resolved['paper_steps']][-1]
     check(resolved, set_by_user, source)
     return types.SimpleNamespace(**resolved), origins
+
+
+def as_trained(given, set_by_user):
+    """Return the settings with which --adapt uses the weights of --init_from where the user set none."""
+    if not given['init_from']:
+        raise UserError('--adapt needs trained weights: add --init_from')
+    settings = experiments.settings_of(given['init_from'])
+    if not settings and 'datasource' not in set_by_user:
+        raise UserError(
+            f'there is no config.json beside {given["init_from"]}: give the flags that it was trained '
+            'with, --datasource first'
+        )
+    settings = {name: value for name, value in settings.items() if name not in set_by_user}
+    return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
 
 
 def check(values, given, source):
@@ -336,10 +418,10 @@ def check(values, given, source):
 def help_text():
     """Return what --help shows: the flags by kind of learning, with their defaults or the paper's values."""
     paper, kinds = {}, {True: 'reinforcement learning', False: 'supervised learning'}
-    for where, settings, _ in experiments.PAPER:
+    for where, settings, origin in experiments.PAPER:
         condition = ', '.join(kinds[value] if flag == 'rl' else f'{flag}={value}' for flag, value in where.items())
         for flag, value in settings.items():
-            paper.setdefault(flag, []).append(f'{value} ({condition})')
+            paper.setdefault(flag, []).append(f'{value} ({condition}{", our choice" * ("our choice" in origin)})')
     groups = {
         'All data sources': set(FLAGS) - SUPERVISED_ONLY - RL_ONLY - {'h'},
         'Supervised learning alone': SUPERVISED_ONLY,

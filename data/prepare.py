@@ -19,7 +19,8 @@ import zlib
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 progress = partial(tqdm, disable=None)  # None: silent when stderr is not a terminal
@@ -164,6 +165,26 @@ def read_image(opener, name):
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds, according to where the damage is)
         fail(f'cannot read the image {name} ({error}); replace it and run again')
     return image, data
+
+
+def is_rotated(image):
+    """Whether the camera noted (EXIF) that the image is to be turned or mirrored."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # noqa: BLE001 (of damaged notes: SyntaxError, struct.error and others)
+        return False
+
+
+def convert(image, size, mode='RGB'):
+    """An image of any mode and size as RGB, or grey ('L'), of this size: turned as its EXIF notes say, on white."""
+    if is_rotated(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits, where Pillow would make all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB').convert(mode).resize(size, resample=Image.Resampling.LANCZOS)
 
 
 def is_done(path, check):
