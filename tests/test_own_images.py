@@ -177,11 +177,12 @@ def test_one_set_is_split_by_class(tmp_path):
                     np.testing.assert_array_equal(pixels[row], np.array(Image.open(file)).reshape(-1))
 
 
-def test_folders_of_the_splits(tmp_path):
+def test_folders_of_the_splits(tmp_path, capsys):
     for split in ('train', 'test'):
         folders(tmp_path / split, [f'{split}{name}' for name in names(3)])
+    (tmp_path / 'more').mkdir()
     config = settled(f'--data_dir={tmp_path}')
-    assert config.split is None
+    assert config.split is None and f'{tmp_path}/more is not used' in capsys.readouterr().err
     for split in ('train', 'test'):
         assert [path.name for path in split_of(config, split)[2]] == [f'{split}{name}' for name in names(3)]
 
@@ -320,6 +321,8 @@ def test_the_settings_are_those_of_the_weights(trained, tmp_path):
     assert (config.img_size, config.channels, config.num_classes, config.num_filters) == (10, 3, 4, 4)
     config, _ = main.read_flags(['--adapt=a', '--predict=b', '--init_from=/nowhere/a.npz', '--datasource=miniimagenet'])
     assert (config.num_filters, config.test_num_updates, config.update_lr) == (32, 10, 0.01)
+    config, _ = main.read_flags(['--adapt=a', '--predict=b', '--init_from=/nowhere/a.npz', '--datasource=omniglot'])
+    assert config.test_num_updates == 3
 
 
 # ---- Bad input -------------------------------------------------------------------------------------------------
