@@ -144,97 +144,6 @@ LIMITS = [
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
-# Kind of learning (None: both), what must not be, and what to do about it. c: all settings; c.given: names of the flags
-# that the user set; c.image: whether the tasks are made of images.
-CONTRADICTIONS = [
-    (None, lambda c: c.train and c.test_iter > 0, '--test_iter names a checkpoint to test: add --train=False'),
-    ('supervised', lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
-    ('supervised', lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
-    (
-        'supervised',
-        lambda c: c.baseline == 'pretrain',
-        '--baseline=pretrain is for reinforcement learning: to pretrain, set --pretrain_iterations',
-    ),
-    (
-        'supervised',
-        lambda c: c.baseline in ('random', 'context'),
-        '--baseline={baseline} is for reinforcement learning: drop it or choose another --datasource',
-    ),
-    (
-        'supervised',
-        lambda c: c.baseline == 'oracle' and c.image,
-        '--baseline=oracle needs the amplitude and phase of a sinusoid: use it with --datasource=sinusoid',
-    ),
-    (
-        'supervised',
-        lambda c: c.max_pool and not (c.image and c.conv),
-        '--max_pool is for convolutional networks on images: drop it',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
-        'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
-        '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.train_update_batch_size != c.update_batch_size,
-        '--train_update_batch_size={train_update_batch_size} is the K of a run that is there: add --train=False to '
-        'test it with another, or train with --update_batch_size alone',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.train_update_lr != c.update_lr,
-        '--train_update_lr={train_update_lr} is the alpha of a run that is there: add --train=False to test it with '
-        'another, or train with --update_lr alone',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline in (None, 'context') and c.num_updates == 0,
-        '--num_updates=0 is no MAML: use --baseline=pretrain',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline not in (None, 'context') and 'update_lr' in c.given,
-        '--baseline={baseline} is trained without an inner update: drop --update_lr or set --test_update_lr',
-    ),
-    *(
-        (
-            'rl',
-            lambda c, name=name: c.baseline not in (None, 'context') and name in c.given and getattr(c, name),
-            f'--baseline={{baseline}} is trained without an inner update: drop --{name}',
-        )
-        for name in ('num_updates', 'learn_update_lr', 'stop_grad')
-    ),
-    (
-        'rl',
-        lambda c: c.baseline == 'oracle' and c.test_num_updates,
-        '--baseline=oracle takes no inner update: drop --test_num_updates',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0),
-        '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
-    ),
-    (
-        'rl',
-        lambda c: c.train and c.baseline != 'random' and c.metatrain_iterations == 0,
-        'there is nothing to train: set --metatrain_iterations',
-    ),
-    (
-        'rl',
-        lambda c: not -1 <= c.kl_constrain_step <= c.num_updates,
-        '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
-        '--num_updates={num_updates}',
-    ),
-    ('rl', lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
-    ('rl', lambda c: c.video and c.train, '--video is made by a test: add --train=False'),
-]
-
 
 def main():
     with runtime.in_one_line('main.py'):
@@ -296,9 +205,71 @@ def check(values, given, source):
             if values.get(name) is not None and not will_do(values[name]):
                 raise UserError(f'--{name}={values[name]} makes no sense: give {wanted}')
     settings = types.SimpleNamespace(**values, given=given, image=source.img_size > 0)
-    for kind, is_wrong, message in CONTRADICTIONS:
-        if kind in (None, 'rl' if source.rl else 'supervised') and is_wrong(settings):
-            raise UserError(message.format(**values))
+    message = contradiction(settings, source.rl)
+    if message:
+        raise UserError(message)
+
+
+def contradiction(c, rl):
+    """Return what makes no sense in the settings `c` together, and what to do about it; None where nothing.
+
+    c.given: names of the flags that the user set; c.image: whether the tasks are made of images.
+    """
+    if c.train and c.test_iter > 0:
+        return '--test_iter names a checkpoint to test: add --train=False'
+    return rl_contradiction(c) if rl else supervised_contradiction(c)
+
+
+def supervised_contradiction(c):
+    if c.num_updates == 0:
+        return '--num_updates=0 makes no sense: give 1 or more'
+    if c.test_num_updates == 0:
+        return '--test_num_updates=0 makes no sense: give 1 or more'
+    if c.baseline == 'pretrain':
+        return '--baseline=pretrain is for reinforcement learning: to pretrain, set --pretrain_iterations'
+    if c.baseline in ('random', 'context'):
+        return f'--baseline={c.baseline} is for reinforcement learning: drop it or choose another --datasource'
+    if c.baseline == 'oracle' and c.image:
+        return '--baseline=oracle needs the amplitude and phase of a sinusoid: use it with --datasource=sinusoid'
+    if c.max_pool and not (c.image and c.conv):
+        return '--max_pool is for convolutional networks on images: drop it'
+    if c.train and c.pretrain_iterations + c.metatrain_iterations == 0:
+        return 'there is nothing to train: set --metatrain_iterations or --pretrain_iterations'
+    if c.train and c.learn_update_lr and c.metatrain_iterations == 0:
+        return '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations'
+    for name, symbol in (('update_batch_size', 'K'), ('update_lr', 'alpha')):
+        of_run = getattr(c, f'train_{name}')
+        if c.train and of_run != getattr(c, name):
+            return (
+                f'--train_{name}={of_run} is the {symbol} of a run that is there: add --train=False to test it with '
+                f'another, or train with --{name} alone'
+            )
+
+
+def rl_contradiction(c):
+    adapts = c.baseline in (None, 'context')
+    if adapts and c.num_updates == 0:
+        return '--num_updates=0 is no MAML: use --baseline=pretrain'
+    if not adapts and 'update_lr' in c.given:
+        return f'--baseline={c.baseline} is trained without an inner update: drop --update_lr or set --test_update_lr'
+    for name in ('num_updates', 'learn_update_lr', 'stop_grad'):
+        if not adapts and name in c.given and getattr(c, name):
+            return f'--baseline={c.baseline} is trained without an inner update: drop --{name}'
+    if c.baseline == 'oracle' and c.test_num_updates:
+        return '--baseline=oracle takes no inner update: drop --test_num_updates'
+    if c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0):
+        return '--baseline=random is not trained: drop --metatrain_iterations and --test_iter'
+    if c.train and c.baseline != 'random' and c.metatrain_iterations == 0:
+        return 'there is nothing to train: set --metatrain_iterations'
+    if not -1 <= c.kl_constrain_step <= c.num_updates:
+        return (
+            f'--kl_constrain_step={c.kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
+            f'--num_updates={c.num_updates}'
+        )
+    if c.video and not c.video.endswith('.gif'):
+        return f'--video={c.video} is no .gif: give a name that ends so'
+    if c.video and c.train:
+        return '--video is made by a test: add --train=False'
 
 
 def help_text():
