@@ -77,21 +77,25 @@ def make_model(config, threads):
     return MamlTrpo(policy, settings, config.seed, threads)
 
 
+def make_sampler(config, threads):
+    """Return the Sampler of training, begun at iteration 0."""
+    return Sampler(
+        config.datasource,
+        train_tasks(config, 0),
+        config.update_batch_size,
+        oracle=config.baseline == 'oracle',
+        threads=threads,
+        workers=config.sampling_workers,
+    )
+
+
 def train(config, origins, model, folder, threads):
     """Train to the last iteration, or until stopped.
 
     Progress goes to the terminal, a row an iteration to progress.csv, the same to TensorBoard. Apart from the newest
     checkpoints the theta with the best average return after adaptation is kept.
     """
-    env = FAMILIES[config.datasource].env
-    sampler = Sampler(
-        config.datasource,
-        np.zeros((config.meta_batch_size, *env.task_shape)),
-        config.update_batch_size,
-        oracle=config.baseline == 'oracle',
-        threads=threads,
-        workers=config.sampling_workers,
-    )
+    sampler = make_sampler(config, threads)
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         print_settings(config, origins, threads)
         best = best_return(folder, run.iteration)
