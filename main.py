@@ -221,10 +221,10 @@ def contradiction(c, rl):
 
 
 def supervised_contradiction(c):
-    if c.num_updates == 0:
-        return '--num_updates=0 makes no sense: give 1 or more'
-    if c.test_num_updates == 0:
-        return '--test_num_updates=0 makes no sense: give 1 or more'
+    """Return the same for supervised learning."""
+    for name in ('num_updates', 'test_num_updates'):
+        if getattr(c, name) == 0:
+            return f'--{name}=0 makes no sense: give 1 or more'
     if c.baseline == 'pretrain':
         return '--baseline=pretrain is for reinforcement learning: to pretrain, set --pretrain_iterations'
     if c.baseline in ('random', 'context'):
@@ -247,6 +247,7 @@ def supervised_contradiction(c):
 
 
 def rl_contradiction(c):
+    """Return the same for reinforcement learning."""
     adapts = c.baseline in (None, 'context')
     if adapts and c.num_updates == 0:
         return '--num_updates=0 is no MAML: use --baseline=pretrain'
