@@ -140,10 +140,9 @@ def train_tasks(config, iteration):
 def best_return(folder, iteration):
     """Return the average return of the best theta so far, -inf at the start, where one of another run is removed."""
     path = os.path.join(folder, checkpoint.BEST)
-    if not os.path.exists(path):
-        return -math.inf
-    if iteration == 0:
+    if iteration == 0 and os.path.exists(path):
         os.remove(path)
+    if not os.path.exists(path):
         return -math.inf
     return checkpoint.numbers(checkpoint.read(path)).get('average_return', -math.inf)
 

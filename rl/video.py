@@ -44,9 +44,8 @@ def write(path, family, task, oracle, act, weights):
     frames = []
     for i in range(max(map(len, films))):
         images = [film[min(i, len(film) - 1)] for film in films]
-        divided = [np.pad(image, ((CAPTION, 0), (0, 2), (0, 0)), constant_values=255) for image in images]
-        for image in divided:
-            image[:, -2:] = 0
+        white, black = ((CAPTION, 0), (0, 0), (0, 0)), ((0, 0), (0, 2), (0, 0))  # above; between two pictures
+        divided = [np.pad(np.pad(image, white, constant_values=255), black) for image in images]
         frame = Image.fromarray(np.concatenate(divided, axis=1)[:, :-2])
         for n, caption in enumerate(weights):
             text = f'{FAMILIES[family].in_words(task)}\n{caption}'
