@@ -124,9 +124,8 @@ def measure(name, stop_grad, options, began):
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
     blocks = prefetched(generator.draw_block, 0)
-    start = time.time()
-    model.train_block(next(blocks), 0, source.block)
-    first_step = time.time()
+    _, tracing = timed(lambda: model.train_block(next(blocks), 0, source.block))
+    first_step = time.time() - began
     gemm = gemm_timer(threads)
     times, waits, rates = [], [], [gemm() for _ in range(3)]
     while len(times) < 5 or (sum(times) < options.seconds and len(times) < 1000):
@@ -155,8 +154,8 @@ def measure(name, stop_grad, options, began):
         'gemm_gflops': rate,
         'step_over_gemm': ms / (flops / rate / 1e6),
         'memory_gb': memory / 1e6,
-        'tracing_s': first_step - start,
-        'first_step_s': first_step - began,
+        'tracing_s': tracing,
+        'first_step_s': first_step,
         'waiting': statistics.median(waits) / seconds,
         'drawing': statistics.median(draws) / seconds,
         'hours_60000': ms * 60000 / 3.6e6,

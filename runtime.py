@@ -94,19 +94,12 @@ def start(threads=None):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
-    with stderr_to(os.devnull):
-        import tensorflow  # noqa: F401  (here, so that the settings above are read)
-    return threads
-
-
-@contextlib.contextmanager
-def stderr_to(path):
-    """Send what C++ writes to stderr elsewhere: while it is loaded, TensorFlow heeds no log level."""
     kept = os.dup(2)
-    with open(path, 'w') as file:
-        os.dup2(file.fileno(), 2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # while it is loaded, TensorFlow's C++ heeds no log level
     try:
-        yield
+        import tensorflow  # noqa: F401  (here, so that the settings above are read)
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+    return threads
