@@ -70,7 +70,7 @@ def step_flops(config, network):
 
 
 def timed(function, *arguments):
-    """Return what function(*arguments) does, and the seconds that it took."""
+    """Return what function(*arguments) returns, and the seconds that it took."""
     start = time.perf_counter()
     result = function(*arguments)
     return result, time.perf_counter() - start
@@ -271,15 +271,14 @@ def supervised_line(row, earlier):
 
 def rl_lines(row, earlier):
     """Return the two lines of a family of tasks; earlier: the seconds of an iteration of an earlier run, or None."""
-    return (
+    lines = (
         '{experiment}: sampler {sampler:,.0f} time steps a second, {over_raw:.2f} x mujoco.batch ({raw:,.0f}), '
         '{over_sync_vector:.1f} x SyncVectorEnv ({sync_vector:,.0f})\n'
         '  meta-iteration {seconds:.2f} s: sampling {sampling:.2f}, gradient {gradient:.2f}, conjugate gradients '
         '{conjugate_gradients:.2f}, line search {line_search:.2f}; limit {limit_s:.2f} s ({env_steps:,.0f} steps, '
         '{gflop:,.0f} GFLOP at {gemm_gflops:.0f}/s), {over_limit:.2f} x; {memory_gb:.2f} GB'
-    ).format(over_raw=row['sampler'] / row['raw'], over_sync_vector=row['sampler'] / row['sync_vector'], **row) + (
-        f'; earlier {earlier:.2f} s' if earlier else ''
-    )
+    ).format(over_raw=row['sampler'] / row['raw'], over_sync_vector=row['sampler'] / row['sync_vector'], **row)
+    return lines + (f'; earlier {earlier:.2f} s' if earlier else '')
 
 
 def read_times(path):
