@@ -6,6 +6,7 @@ iteration number is the whole state of a sampler and a resumed run sees the task
 
 import concurrent.futures
 import itertools
+import os
 import pathlib
 import random
 import sys
@@ -154,7 +155,7 @@ def image_generators(
     A split that is among `optional` and has too few classes or images is left out, with a warning.
     Raises UserError when the data is missing or cannot serve the tasks asked for.
     """
-    generators, data_dir = {}, pathlib.Path(data_dir)
+    generators, data_dir = {}, pathlib.Path(os.path.expanduser(data_dir))
     for split in splits:
         sizes = num_classes, update_batch_size, query[split]
         try:
