@@ -36,10 +36,10 @@ integer('num_classes', None, 'number of classes used in classification (N of N-w
 enum(
     'baseline',
     None,
-    ['oracle', 'pretrain', 'random', 'context', 'None'],
-    'oracle: the task id is part of the input (sinusoid, reinforcement learning). Reinforcement learning only: '
-    'pretrain: one policy for all tasks; random: an untrained policy; context: MAML that adapts a context vector '
-    'alone.',
+    ['oracle', 'pretrain', 'random', 'context', *experiments.MULTITASK, 'None'],
+    'oracle: the task id is part of the input; pretrain: one model for all tasks (both: sinusoid, reinforcement '
+    'learning); context: MAML that adapts a context vector alone (images, reinforcement learning); random: an '
+    'untrained policy; multitask_…: the mean of many networks, each trained on a sinusoid of its own.',
     case_sensitive=False,
 )
 integer('seed', 1, 'seed of the weights and of all draws of tasks.')
@@ -80,7 +80,7 @@ boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
 
 # Logging, saving and testing
-boolean('log', True, 'write TensorBoard summaries.')
+boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
@@ -100,6 +100,9 @@ integer(
     "query examples of a class in a test; default K, as the paper's code did; 15 is the usual protocol today.",
 )
 integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
+flags.DEFINE_list(
+    'update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.', flag_values=FLAGS
+)
 number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'the same in a test.')
@@ -118,7 +121,15 @@ boolean('help', False, 'show this help.', short_name='h')
 # Flags of one kind of learning, refused with the data sources of the other kind.
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
-    *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'distribute'),
+    *(
+        'max_pool',
+        'test_set',
+        'test_query',
+        'train_update_batch_size',
+        'train_update_lr',
+        'update_lr_grid',
+        'distribute',
+    ),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -141,6 +152,7 @@ LIMITS = [
     ),
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
+    (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
@@ -186,6 +198,10 @@ def read_flags(arguments):
     for name in ('data_dir', 'init_from', 'logdir', 'video'):
         given[name] = given[name] and os.path.expanduser(given[name])
     source = experiments.SOURCES[given['datasource']]
+    try:
+        given['update_lr_grid'] = [float(value) for value in given['update_lr_grid'] or ()] or None
+    except ValueError as error:
+        raise UserError(f'--update_lr_grid is a list of numbers with commas between: {error}') from None
     for name in SUPERVISED_ONLY if source.rl else RL_ONLY:
         if name in set_by_user:
             raise UserError(
@@ -225,12 +241,18 @@ def supervised_contradiction(c):
     for name in ('num_updates', 'test_num_updates'):
         if getattr(c, name) == 0:
             return f'--{name}=0 makes no sense: give 1 or more'
-    if c.baseline == 'pretrain':
-        return '--baseline=pretrain is for reinforcement learning: to pretrain, set --pretrain_iterations'
-    if c.baseline in ('random', 'context'):
-        return f'--baseline={c.baseline} is for reinforcement learning: drop it or choose another --datasource'
-    if c.baseline == 'oracle' and c.image:
-        return '--baseline=oracle needs the amplitude and phase of a sinusoid: use it with --datasource=sinusoid'
+    if c.baseline == 'random' or (c.baseline == 'context' and not c.image):
+        return f'--baseline={c.baseline} is not for --datasource={c.datasource}: drop it or choose another --datasource'
+    if c.baseline not in (None, 'context') and c.image:
+        return (
+            f'--baseline={c.baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or '
+            'use --datasource=sinusoid'
+        )
+    for name in ('pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'):
+        if c.train and c.baseline in experiments.MULTITASK and name in c.given and getattr(c, name):
+            return f'--baseline={c.baseline} trains each network on one task: drop --{name}'
+    if c.update_lr_grid and (c.image or c.learn_update_lr):
+        return '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it'
     if c.max_pool and not (c.image and c.conv):
         return '--max_pool is for convolutional networks on images: drop it'
     if c.train and c.pretrain_iterations + c.metatrain_iterations == 0:
@@ -248,6 +270,8 @@ def supervised_contradiction(c):
 
 def rl_contradiction(c):
     """Return the same for reinforcement learning."""
+    if c.baseline in experiments.MULTITASK:
+        return f'--baseline={c.baseline} needs sinusoids: drop it or use --datasource=sinusoid'
     adapts = c.baseline in (None, 'context')
     if adapts and c.num_updates == 0:
         return '--num_updates=0 is no MAML: use --baseline=pretrain'

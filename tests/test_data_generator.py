@@ -37,7 +37,7 @@ def generator(folder, split='train', ways=3, shots=1, query=2, tasks=5, seed=1, 
 
 
 def test_sinusoid_tasks_are_sinusoids_in_the_papers_ranges():
-    inputs, outputs, amp, phase = SinusoidGenerator(10, 25).generate_sinusoid_batch(np.random.default_rng(0), 2000)
+    inputs, outputs, amp, phase = SinusoidGenerator(10, 25).generate_sinusoid_batch(np.random.default_rng(0), 2000, 20)
     np.testing.assert_allclose(outputs, amp[:, None, None] * np.sin(inputs - phase[:, None, None]))
     for values, low, high in ((amp, 0.1, 5), (phase, 0, np.pi), (inputs, -5, 5)):
         assert low <= values.min() < low + 0.01 * (high - low) and high - 0.01 * (high - low) < values.max() <= high

@@ -1,9 +1,7 @@
 """What the machine or the user may do to a run: each mishap ends it with one line, and what was there before stays."""
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,10 +11,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from program import MAIN, run, run_here, start
+from program import MAIN, full_disk, run, run_here, start
 
 import checkpoint
 import experiments
+import figures
 import main
 import report
 import runtime
@@ -24,23 +23,11 @@ import training
 import utils
 from maml import MAML
 from networks import FullyConnected
-from rl import figures
 from rl import training as rl_training
 from runtime import UserError
 
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--num_test_tasks=2', '--test_num_updates=1']
-
-
-@contextlib.contextmanager
-def full_disk(size):
-    """Let no file grow beyond `size` bytes, as on a disk that is full; what was there before must stay."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -254,12 +241,11 @@ def test_benchmark_compares_with_its_own_results(tmp_path, text):
 @pytest.mark.parametrize(
     'odd', [{'mean': 3}, {'mean': ['a', 'b']}, {'ci95': None}, {'settings': {'datasource': 'point', 'baseline': 'no'}}]
 )
-def test_figures_name_a_result_that_is_none(tmp_path, odd, monkeypatch, capsys):
-    result = {'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b'], 'mean': [1, 2]}
-    (tmp_path / 'a.json').write_text(json.dumps({**result, 'ci95': [1, None], **odd}))
-    monkeypatch.setattr(sys, 'argv', ['figures', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
+def test_figures_name_a_result_that_is_none(tmp_path, odd, capsys):
+    result = {'measure': 'average return', 'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b']}
+    (tmp_path / 'a.json').write_text(json.dumps({**result, 'mean': [1, 2], 'ci95': [1, None], **odd}))
     with pytest.raises(SystemExit, match='2'):
-        figures.main()
+        figures.main(['returns', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
     error = capsys.readouterr().err
     assert 'a.json is no result' in error and len(error.splitlines()) == 1
 
