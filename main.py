@@ -121,15 +121,8 @@ boolean('help', False, 'show this help.', short_name='h')
 # Flags of one kind of learning, refused with the data sources of the other kind.
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
-    *(
-        'max_pool',
-        'test_set',
-        'test_query',
-        'train_update_batch_size',
-        'train_update_lr',
-        'update_lr_grid',
-        'distribute',
-    ),
+    *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
+    'distribute',
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -155,6 +148,103 @@ LIMITS = [
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
+
+
+def without(names, why, applies):
+    """Return the rows of CONTRADICTIONS for flags that must be left alone, for a reason, where it `applies`."""
+    return [
+        (lambda c, name=name: applies(c) and name in c.given and getattr(c, name), f'{why}: drop --{name}')
+        for name in names
+    ]
+
+
+# By kind of learning what must not be, and what to do about it. c: all settings; c.given: names of the flags that the
+# user set; c.image: whether the tasks are made of images.
+CONTRADICTIONS = {
+    'both': [(lambda c: c.train and c.test_iter > 0, '--test_iter names a checkpoint to test: add --train=False')],
+    'supervised': [
+        (lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
+        (lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
+        (
+            lambda c: c.baseline == 'random' or (c.baseline == 'context' and not c.image),
+            '--baseline={baseline} is not for --datasource={datasource}: drop it or choose another --datasource',
+        ),
+        (
+            lambda c: c.baseline not in (None, 'context') and c.image,
+            '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
+            '--datasource=sinusoid',
+        ),
+        *without(
+            ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
+            '--baseline={baseline} trains each network on one task',
+            lambda c: c.train and c.baseline in experiments.MULTITASK,
+        ),
+        (
+            lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
+            '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
+        ),
+        (
+            lambda c: c.max_pool and not (c.image and c.conv),
+            '--max_pool is for convolutional networks on images: drop it',
+        ),
+        (
+            lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
+            'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
+        ),
+        (
+            lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
+            '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
+        ),
+        (
+            lambda c: c.train and c.train_update_batch_size != c.update_batch_size,
+            '--train_update_batch_size={train_update_batch_size} is the K of a run that is there: add --train=False to '
+            'test it with another, or train with --update_batch_size alone',
+        ),
+        (
+            lambda c: c.train and c.train_update_lr != c.update_lr,
+            '--train_update_lr={train_update_lr} is the alpha of a run that is there: add --train=False to test it '
+            'with another, or train with --update_lr alone',
+        ),
+    ],
+    'rl': [
+        (
+            lambda c: c.baseline in experiments.MULTITASK,
+            '--baseline={baseline} needs sinusoids: drop it or use --datasource=sinusoid',
+        ),
+        (
+            lambda c: c.baseline in (None, 'context') and c.num_updates == 0,
+            '--num_updates=0 is no MAML: use --baseline=pretrain',
+        ),
+        (
+            lambda c: c.baseline not in (None, 'context') and 'update_lr' in c.given,
+            '--baseline={baseline} is trained without an inner update: drop --update_lr or set --test_update_lr',
+        ),
+        *without(
+            ['num_updates', 'learn_update_lr', 'stop_grad'],
+            '--baseline={baseline} is trained without an inner update',
+            lambda c: c.baseline not in (None, 'context'),
+        ),
+        (
+            lambda c: c.baseline == 'oracle' and c.test_num_updates,
+            '--baseline=oracle takes no inner update: drop --test_num_updates',
+        ),
+        (
+            lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0),
+            '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
+        ),
+        (
+            lambda c: c.train and c.baseline != 'random' and c.metatrain_iterations == 0,
+            'there is nothing to train: set --metatrain_iterations',
+        ),
+        (
+            lambda c: not -1 <= c.kl_constrain_step <= c.num_updates,
+            '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
+            '--num_updates={num_updates}',
+        ),
+        (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
+        (lambda c: c.video and c.train, '--video is made by a test: add --train=False'),
+    ],
+}
 
 
 def main():
@@ -221,80 +311,9 @@ def check(values, given, source):
             if values.get(name) is not None and not will_do(values[name]):
                 raise UserError(f'--{name}={values[name]} makes no sense: give {wanted}')
     settings = types.SimpleNamespace(**values, given=given, image=source.img_size > 0)
-    message = contradiction(settings, source.rl)
-    if message:
-        raise UserError(message)
-
-
-def contradiction(c, rl):
-    """Return what makes no sense in the settings `c` together, and what to do about it; None where nothing.
-
-    c.given: names of the flags that the user set; c.image: whether the tasks are made of images.
-    """
-    if c.train and c.test_iter > 0:
-        return '--test_iter names a checkpoint to test: add --train=False'
-    return rl_contradiction(c) if rl else supervised_contradiction(c)
-
-
-def supervised_contradiction(c):
-    """Return the same for supervised learning."""
-    for name in ('num_updates', 'test_num_updates'):
-        if getattr(c, name) == 0:
-            return f'--{name}=0 makes no sense: give 1 or more'
-    if c.baseline == 'random' or (c.baseline == 'context' and not c.image):
-        return f'--baseline={c.baseline} is not for --datasource={c.datasource}: drop it or choose another --datasource'
-    if c.baseline not in (None, 'context') and c.image:
-        return (
-            f'--baseline={c.baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or '
-            'use --datasource=sinusoid'
-        )
-    for name in ('pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'):
-        if c.train and c.baseline in experiments.MULTITASK and name in c.given and getattr(c, name):
-            return f'--baseline={c.baseline} trains each network on one task: drop --{name}'
-    if c.update_lr_grid and (c.image or c.learn_update_lr):
-        return '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it'
-    if c.max_pool and not (c.image and c.conv):
-        return '--max_pool is for convolutional networks on images: drop it'
-    if c.train and c.pretrain_iterations + c.metatrain_iterations == 0:
-        return 'there is nothing to train: set --metatrain_iterations or --pretrain_iterations'
-    if c.train and c.learn_update_lr and c.metatrain_iterations == 0:
-        return '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations'
-    for name, symbol in (('update_batch_size', 'K'), ('update_lr', 'alpha')):
-        of_run = getattr(c, f'train_{name}')
-        if c.train and of_run != getattr(c, name):
-            return (
-                f'--train_{name}={of_run} is the {symbol} of a run that is there: add --train=False to test it with '
-                f'another, or train with --{name} alone'
-            )
-
-
-def rl_contradiction(c):
-    """Return the same for reinforcement learning."""
-    if c.baseline in experiments.MULTITASK:
-        return f'--baseline={c.baseline} needs sinusoids: drop it or use --datasource=sinusoid'
-    adapts = c.baseline in (None, 'context')
-    if adapts and c.num_updates == 0:
-        return '--num_updates=0 is no MAML: use --baseline=pretrain'
-    if not adapts and 'update_lr' in c.given:
-        return f'--baseline={c.baseline} is trained without an inner update: drop --update_lr or set --test_update_lr'
-    for name in ('num_updates', 'learn_update_lr', 'stop_grad'):
-        if not adapts and name in c.given and getattr(c, name):
-            return f'--baseline={c.baseline} is trained without an inner update: drop --{name}'
-    if c.baseline == 'oracle' and c.test_num_updates:
-        return '--baseline=oracle takes no inner update: drop --test_num_updates'
-    if c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0):
-        return '--baseline=random is not trained: drop --metatrain_iterations and --test_iter'
-    if c.train and c.baseline != 'random' and c.metatrain_iterations == 0:
-        return 'there is nothing to train: set --metatrain_iterations'
-    if not -1 <= c.kl_constrain_step <= c.num_updates:
-        return (
-            f'--kl_constrain_step={c.kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
-            f'--num_updates={c.num_updates}'
-        )
-    if c.video and not c.video.endswith('.gif'):
-        return f'--video={c.video} is no .gif: give a name that ends so'
-    if c.video and c.train:
-        return '--video is made by a test: add --train=False'
+    for is_wrong, message in CONTRADICTIONS['both'] + CONTRADICTIONS['rl' if source.rl else 'supervised']:
+        if is_wrong(settings):
+            raise UserError(message.format(**values))
 
 
 def help_text():
