@@ -294,7 +294,9 @@ def measure_rl(name, threads):
 
 def in_a_process(function, *arguments):
     """Return function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
+    with runtime.ctrl_c_deferred():
+        pool = multiprocessing.get_context('spawn').Pool(1)
+    with pool:
         return pool.apply(function, arguments)
 
 
@@ -377,9 +379,8 @@ def main():
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
     parser.add_argument('--out', help='write the rows to this JSON file')
     parser.add_argument('--compare', help='JSON file of an earlier run to stand beside')
-    options = parser.parse_args()
-    with runtime.in_one_line('benchmark.py'):
-        run(options)
+    with runtime.in_one_line():
+        run(parser.parse_args())
 
 
 def run(options):
@@ -387,14 +388,14 @@ def run(options):
     earlier = read_rows(options.compare) if options.compare else {}
     if options.data_dir and not os.path.isdir(options.data_dir):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
-    if options.out:
-        open(options.out, 'a').close()
+    if options.out and not os.access(os.path.dirname(options.out) or '.', os.W_OK):
+        raise runtime.UserError(f'--out={options.out} is in no folder that can be written to: name another')
     names = [options.only] if options.only else [*EXPERIMENTS, *RL]
     supervised, rl = ([name for name in names if name in table] for table in (EXPERIMENTS, RL))
     rows = supervised_rows(supervised, options, earlier) if supervised else []
     rows += rl_rows(rl, options, earlier)
     if options.out:
-        with open(options.out, 'w') as file:
+        with runtime.replacing(options.out) as file:
             json.dump({'cores': os.cpu_count(), 'python': sys.version.split()[0], 'rows': rows}, file, indent=1)
 
 

@@ -8,14 +8,18 @@ below, for results of 2D navigation, paths of the first test task before and aft
 
 import argparse
 import json
+import os
 import pathlib
-import sys
 
-import matplotlib
+import runtime
+from runtime import UserError
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-import numpy as np
+with runtime.in_one_line():  # where a package is missing, or Ctrl-C does not wait
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    import numpy as np
 
 PAPER = pathlib.Path(__file__).parent.parent / 'results' / 'paper_returns.json'
 METHODS = {'maml': 'C0', 'context': 'C4', 'pretrain': 'C1', 'random': 'C2', 'oracle': 'C3'}
@@ -85,7 +89,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('results', nargs='+', metavar='RESULT.json', help="written by main.py's tests")
     parser.add_argument('--out', required=True, help='the picture, .png, .pdf or .svg')
-    options = parser.parse_args(arguments)
+    with runtime.in_one_line():
+        run(parser.parse_args(arguments))
+
+
+def run(options):
+    """Draw what the options name; raises UserError for what is no result, or where the picture cannot be written."""
     results = []
     for path in options.results:
         try:
@@ -94,21 +103,19 @@ def main(arguments=None):
             for name in ('mean', 'ci95'):  # null: not a number
                 result[name] = np.array(result[name], float).reshape(len(result['columns']))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f'{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote')
+            raise UserError(
+                f'{path} is no result of a reinforcement learning test ({error!r}): give the JSON that main.py wrote'
+            ) from None
         results.append(result)
     results.sort(key=lambda result: list(METHODS).index(method(result)))
     paper = json.loads(PAPER.read_text())
     try:
-        draw(results, paper).savefig(options.out, dpi=120, bbox_inches='tight')
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        fail(f'cannot write {options.out}: {error}')
+        with runtime.replacing(options.out, 'wb') as file:
+            kind = os.path.splitext(options.out)[1][1:]
+            draw(results, paper).savefig(file, format=kind, dpi=120, bbox_inches='tight')
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f'cannot write {options.out}: {error}') from None
     print(f'written to {options.out}')
-
-
-def fail(message):
-    """End the program with one line on stderr and exit code 2."""
-    print(message, file=sys.stderr)
-    raise SystemExit(2)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def test_the_command_draws_all_results_into_one_picture(tmp_path):
         ('[]', 'f.png', 'no result'),
         ('{"settings": {}}', 'f.png', 'no result'),
         ('good', 'f.xyz', 'cannot write'),
-        ('good', 'none/f.png', 'cannot write'),
+        ('good', 'none/f.png', 'cannot be written'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, content, out, words):
