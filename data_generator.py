@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from images import TooFew, load_folders
 
-TRAIN, VALIDATION, TEST = 1, 2, 3  # streams of task draws, part of the random generator's key
+TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
 OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
 FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
@@ -65,14 +65,37 @@ class SinusoidGenerator:
         )
         return tuple(part.reshape(self.block, self.meta_batch_size, *part.shape[1:]) for part in tasks)
 
-    def test_batches(self, num_tasks):
-        """Yield the tasks of a test, in one batch.
+    def draw_test(self, num_tasks):
+        """Draw the first tasks of a test, as generate_sinusoid_batch returns them.
 
         Drawn one by one from NumPy's legacy generator as the original did, so that with seed 1 they are its own.
         """
         rng = np.random.RandomState(self.seed)
         draws = [self.generate_sinusoid_batch(rng, 1, self.update_batch_size + self.query) for _ in range(num_tasks)]
-        yield self.split(*(np.concatenate(parts) for parts in zip(*draws)))
+        return [np.concatenate(parts) for parts in zip(*draws)]
+
+    def test_batches(self, num_tasks):
+        """Yield the tasks of a test, in one batch."""
+        yield self.split(*self.draw_test(num_tasks))
+
+    def drawn_tasks(self, num_tasks, points=51):
+        """Return the first tasks of a test with a grid over the input range as query set, for figures.py.
+
+        By where the support set lies: in the whole range, as in the test, or moved into the right half of it.
+        """
+        inputs, _, amp, phase = self.draw_test(num_tasks)
+        support, highest = inputs[:, : self.update_batch_size], self.input_range[1]
+        grid = np.broadcast_to(np.linspace(*self.input_range, points)[:, None], [num_tasks, points, 1])
+        tasks = {}
+        for where, inputs in (('whole range', support), ('right half', (support + highest) / 2)):
+            inputs = np.concatenate([inputs, grid], 1)
+            tasks[where] = self.split(inputs, amp[:, None, None] * np.sin(inputs - phase[:, None, None]), amp, phase)
+        return tasks
+
+    def validation_batches(self, num_tasks):
+        """Yield, in one batch, the tasks on which a test chooses its step size: none of the test's own."""
+        rng = np.random.default_rng([self.seed, VALIDATION])
+        yield self.split(*self.generate_sinusoid_batch(rng, num_tasks, self.update_batch_size + self.query))
 
     def split(self, inputs, outputs, amp, phase):
         """Split into (inputa, labela, inputb, labelb) float32; for the oracle the inputs have the task's id."""

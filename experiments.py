@@ -45,8 +45,18 @@ SOURCES = {
     ),  # section 5.3; more of them in rl/envs/__init__.py
 }
 
+MULTITASK = ('multitask_no_reg', 'multitask_l2', 'multitask_mean_theta')  # baselines of Table 2 (multitask.py)
+
 # (where the row applies, the flags that it sets, where they come from); a later row wins over an earlier one.
 PAPER = [
+    *[
+        (
+            {'datasource': 'sinusoid', 'baseline': baseline, 'update_lr': None},
+            dict(update_lr_grid=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]),
+            'section 5.1: tuned automatically (the grid: our choice)',
+        )
+        for baseline in ('pretrain', *MULTITASK)
+    ],
     (
         {'rl': False},
         dict(
@@ -74,6 +84,8 @@ PAPER = [
         'section 5.1, Table 2',
     ),
     ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'maml: main.py:4,47'),
+    *[({'baseline': baseline}, dict(metatrain_iterations=500), 'appendix C.1: regressors') for baseline in MULTITASK],
+    *[({'baseline': baseline}, dict(meta_lr=0.01), 'our choice: Adam of a regressor') for baseline in MULTITASK],
     (
         {'datasource': 'omniglot'},
         dict(
@@ -198,7 +210,7 @@ def resolve(given):
     for flag in ('train_query', 'test_query'):  # K a class (maml: main.py:247-251)
         if values.get(flag) is None:
             values[flag], origins[flag] = values['update_batch_size'], 'maml: main.py:247-251: K'
-    if values['baseline'] == 'oracle':  # maml: main.py:257-259
+    if values['baseline'] in ('oracle', 'pretrain'):  # maml: main.py:257-259
         values['pretrain_iterations'] += values['metatrain_iterations']
         values['metatrain_iterations'] = 0
     return values, origins
@@ -235,7 +247,7 @@ def unused(config):
     if config.train and config.baseline != 'random':
         return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
     return names | {
-        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'log', 'resume')
+        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'resume')
     }
 
 

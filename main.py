@@ -37,10 +37,10 @@ integer('num_classes', None, 'number of classes used in classification (N of N-w
 enum(
     'baseline',
     None,
-    ['oracle', 'pretrain', 'random', 'context', 'None'],
-    'oracle: the task id is part of the input (sinusoid, reinforcement learning). Reinforcement learning only: '
-    'pretrain: one policy for all tasks; random: an untrained policy; context: MAML that adapts a context vector '
-    'alone.',
+    ['oracle', 'pretrain', 'random', 'context', *experiments.MULTITASK, 'None'],
+    'oracle: the task id is part of the input; pretrain: one model for all tasks (both: sinusoid, reinforcement '
+    'learning); context: MAML that adapts a context vector alone (images, reinforcement learning); random: an '
+    'untrained policy; multitask_…: the mean of many networks, each trained on a sinusoid of its own.',
     case_sensitive=False,
 )
 integer('seed', 1, 'seed of the weights and of all draws of tasks.')
@@ -81,7 +81,7 @@ boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
 
 # Logging, saving and testing
-boolean('log', True, 'write TensorBoard summaries.')
+boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
@@ -101,6 +101,9 @@ integer(
     "query examples of a class in a test; default K, as the paper's code did; 15 is the usual protocol today.",
 )
 integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
+flags.DEFINE_list(
+    'update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.', flag_values=FLAGS
+)
 number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'the same in a test.')
@@ -119,7 +122,15 @@ boolean('help', False, 'show this help.', short_name='h')
 # Flags of one kind of learning, refused with the data sources of the other kind.
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
-    *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'distribute'),
+    *(
+        'max_pool',
+        'test_set',
+        'test_query',
+        'train_update_batch_size',
+        'train_update_lr',
+        'update_lr_grid',
+        'distribute',
+    ),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -142,6 +153,7 @@ LIMITS = [
     ),
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
+    (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
@@ -153,18 +165,29 @@ CONTRADICTIONS = [
     ('supervised', lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
     (
         'supervised',
-        lambda c: c.baseline == 'pretrain',
-        '--baseline=pretrain is for reinforcement learning: to pretrain, set --pretrain_iterations',
+        lambda c: c.baseline == 'random' or (c.baseline == 'context' and not c.image),
+        '--baseline={baseline} is not for --datasource={datasource}: drop it or choose another --datasource',
     ),
     (
         'supervised',
-        lambda c: c.baseline in ('random', 'context'),
-        '--baseline={baseline} is for reinforcement learning: drop it or choose another --datasource',
+        lambda c: c.baseline not in (None, 'context') and c.image,
+        '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
+        '--datasource=sinusoid',
+    ),
+    *(
+        (
+            'supervised',
+            lambda c, name=name: (
+                c.train and c.baseline in experiments.MULTITASK and name in c.given and getattr(c, name)
+            ),
+            f'--baseline={{baseline}} trains each network on one task: drop --{name}',
+        )
+        for name in ('pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute')
     ),
     (
         'supervised',
-        lambda c: c.baseline == 'oracle' and c.image,
-        '--baseline=oracle needs the amplitude and phase of a sinusoid: use it with --datasource=sinusoid',
+        lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
+        '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
     ),
     (
         'supervised',
@@ -192,6 +215,11 @@ CONTRADICTIONS = [
         lambda c: c.train and c.train_update_lr != c.update_lr,
         '--train_update_lr={train_update_lr} is the alpha of a run that is there: add --train=False to test it with '
         'another, or train with --update_lr alone',
+    ),
+    (
+        'rl',
+        lambda c: c.baseline in experiments.MULTITASK,
+        '--baseline={baseline} needs sinusoids: drop it or use --datasource=sinusoid',
     ),
     (
         'rl',
@@ -278,6 +306,10 @@ def read_flags(arguments):
     for name in ('data_dir', 'init_from', 'logdir', 'video'):
         given[name] = given[name] and os.path.expanduser(given[name])
     source = experiments.SOURCES[given['datasource']]
+    try:
+        given['update_lr_grid'] = [float(value) for value in given['update_lr_grid'] or ()] or None
+    except ValueError as error:
+        raise UserError(f'--update_lr_grid is a list of numbers with commas between: {error}') from None
     for name in SUPERVISED_ONLY if source.rl else RL_ONLY:
         if name in set_by_user:
             raise UserError(

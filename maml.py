@@ -7,6 +7,7 @@ data_generator.py, and when to stop is training.py's business.
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 
 from utils import Adam, mse
@@ -76,6 +77,8 @@ class MAML:
 
     def alpha(self, theta, name, step):
         """Return the inner step size of one weight; beyond training's steps a learned one stays at its last."""
+        if 'update_lr' in theta:  # one to be tried
+            return theta['update_lr']
         if not self.learn_update_lr:
             return tf.constant(self.update_lr, self.dtype)
         return theta[f'update_lr/{name}'][min(step, self.num_updates - 1)]
@@ -121,6 +124,16 @@ class MAML:
             theta, _, _ = self.inner_step(theta, inputa, labela, step)
             rows.append(measure(self.forward(inputb, theta), labelb))
         return tf.stack(rows)
+
+    def outputs(self, task, num_updates):
+        """Return the outputs on one task's query set after 0, 1, … num_updates inner steps: an array."""
+        inputa, labela, inputb, _ = self.prepare(task)
+        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        rows = [self.forward(inputb, theta)]
+        for step in range(num_updates):
+            theta, _, _ = self.inner_step(theta, inputa, labela, step)
+            rows.append(self.forward(inputb, theta))
+        return np.stack(rows)
 
     def meta_gradient(self, tasks, pretrain=False):
         """Return the mean over the tasks of their meta-gradients (Algorithm 2, line 10) and of their metrics.
@@ -172,9 +185,11 @@ class MAML:
         metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)
         return metrics.numpy()[first:last]
 
-    def _evaluate(self, tasks, num_updates):
-        """Return task_evaluate of all tasks: [tasks, 2 + num_updates]."""
+    def _evaluate(self, tasks, num_updates, update_lr=None):
+        """Return task_evaluate of all tasks, [tasks, 2 + num_updates]; with this scalar in place of alpha, if given."""
         theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        if update_lr is not None:
+            theta['update_lr'] = update_lr
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)
 
     def prepare(self, task):

@@ -99,6 +99,29 @@ class Convolutional:
         return tf.matmul(x, weights['w5']) + weights['b5']
 
 
+@dataclasses.dataclass(frozen=True)
+class WithContext:
+    """A network that reads a context z beside its input; the inner step changes z alone (appendix C.2, Table 3).
+
+    z is joined to each input as one more channel: free parameters, one for each of `positions` (pixels), from 0.
+    `network` is one of the above, with inputs of that size. The paper gives neither the size of z nor its start.
+    """
+
+    network: Convolutional | FullyConnected
+    positions: int
+    adapted = ('context',)
+
+    def init(self, seed):
+        """Return the network's fresh weights, and z, zeros [positions]."""
+        return {**self.network.init(seed), 'context': tf.zeros([self.positions])}
+
+    def forward(self, x, weights):
+        """Return [examples, dim_output] for x [examples, positions * channels]."""
+        pixels = tf.reshape(x, [x.shape[0], self.positions, -1])
+        z = tf.broadcast_to(weights['context'][:, None], [x.shape[0], self.positions, 1])
+        return self.network.forward(tf.reshape(tf.concat([pixels, z], 2), [x.shape[0], -1]), weights)
+
+
 def norm_weights(norm, scopes, sizes):
     """Return the norms' parameters: one set for all inner steps and both sets, trained by the outer loop alone."""
     weights = {}

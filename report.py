@@ -50,14 +50,30 @@ def print_table(columns, numbers, marks, scale=1):
         print(f'{name:{width}s}{mean:>10s}{std:>9s}{"±" + ci95:>10s}{median:>9s}{mark}')
 
 
-def write(path, rows, result):
-    """Write the `rows` of a table to path.csv, and `result`, a dictionary, with the `circumstances` to path.json."""
+def write(path, rows, result, samples=None):
+    """Write the `rows` of a table to path.csv, and `result`, a dictionary, with the `circumstances` to path.json.
+
+    Then draw it, unless --log=False: path.png. samples: returns what figures.of_test wants of images (None: no images).
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     earlier = ', in place of earlier ones' if os.path.exists(path + '.json') else ''
     with runtime.replacing(path + '.csv', newline='') as file:
         csv.writer(file).writerows(rows)
     write_json(path + '.json', {**result, **circumstances()})
     print(f'written to {path}.csv and .json{earlier}')
+    if result['settings']['log']:
+        draw(path + '.png', result, samples)
+
+
+def draw(path, result, samples):
+    """Draw what a test did; where that cannot be done a line says so, since the test itself is written."""
+    try:
+        import figures  # which needs matplotlib
+
+        figures.write(figures.of_test(result, samples and samples()), path)
+        print(f'drawn in {path}')
+    except (ImportError, runtime.UserError) as error:
+        print(f'no picture of it: {error}')
 
 
 def circumstances():

@@ -3,6 +3,7 @@
     python reproduce.py --list                          all targets: how far they are, the paper's numbers and ours
     python reproduce.py table1/omniglot_5way_1shot      train (or go on, or take what is there), test, print the row
     python reproduce.py table1 figure5/cheetah_vel      groups, several of them, in this order; all: everything
+    python reproduce.py figure3                         the curves of a figure, then the figure (figures.py)
     python reproduce.py queue --minutes=150             what is left in order of worth; stops cleanly after so long
     python reproduce.py --table                         write the tables of README.md and results/README.md
     python reproduce.py --check                         can the numbers in results/ have come from the weights there?
@@ -38,7 +39,8 @@ def check(work, tasks):
     result = work.result()
     weights = next(p for p in (work.folder / 'weights.npz', work.folder / 'best.npz') if p.exists())
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, 'w') as nowhere:
-        config, origins = work.settings(train=False, init_from=weights, num_test_tasks=tasks, **work.target.tests[0][1])
+        flags = {'train': False, 'log': False, 'init_from': weights, 'num_test_tasks': tasks}
+        config, origins = work.settings(**flags, **work.target.tests[0][1])
         with contextlib.redirect_stdout(nowhere):
             main.run(config, origins, folder)
         few = json.loads(next(pathlib.Path(folder).glob('*.json')).read_text())
@@ -85,18 +87,12 @@ def work_off(targets, options):
     show_list(targets, options.seed, options.results)
     for figure, sources in FIGURES.items():
         if any(target.run.split('/')[0] in sources for target in targets):
-            runs = [options.results / target.run / f'seed{options.seed}' for target in TARGETS]
-            results = {
-                path: None for run in runs if run.parts[-3] in sources for path in sorted(run.glob('test*.json'))
-            }
-            draw(options.results / f'{figure}.png', list(results))
+            import figures  # which needs matplotlib
 
-
-def draw(path, results):
-    """Draw a figure of returns from what tests wrote."""
-    from rl import figures
-
-    figures.main(['--out', os.path.relpath(path), *map(str, results)])
+            try:
+                figures.write_figure(figure, options.results, options.seed)
+            except UserError as error:
+                print(f'{figure}: {error}')
 
 
 @contextlib.contextmanager

@@ -42,11 +42,12 @@ class Target:
 
 
 def image_target(experiment, method, paper, interval, hours, **flags):
-    """Return the Target of a cell of Table 1."""
+    """Return the Target of a cell of Table 1, or of Table 3, which adapts a context vector."""
     flags = {**flags, 'test_set': True}
     steps = main.read_flags(arguments(flags))[0].paper_steps
     tests = (('paper', {}), ('15 query images', {'test_query': 15}))
-    name = f'table1/{experiment}' + ('' if method == 'maml' else f'_{method}')
+    table = 'table3' if method == 'context' else 'table1'
+    name = f'{table}/{experiment}' + ('' if method == 'maml' else f'_{method}')
     return Target(name, f'{experiment}/{method}', flags, tests, tuple(steps), (paper,), (interval,), hours)
 
 
@@ -106,18 +107,40 @@ TARGETS = [
     ),
     image_target('miniimagenet_5way_5shot', 'first_order', 63.15, 0.91, 8, **MINI, update_batch_size=5, stop_grad=True),
     Target('table2/maml', 'sinusoid/maml', {}, SINUSOID_TESTS, (1, 5, 10), (0.67, 0.38, 0.35), hours=0.01),
-    Target('table2/pretrain', steps=(1, 5, 10), paper=(2.41, 2.23, 2.19), missing=TODO),
-    Target('table2/multitask_no_reg', steps=(1, 5, 10), paper=(4.19, 3.85, 3.69), missing=TODO),
-    Target('table2/multitask_l2', steps=(1, 5, 10), paper=(7.18, 5.69, 5.60), missing=TODO),
-    Target('table2/multitask_mean_theta', steps=(1, 5, 10), paper=(2.91, 2.72, 2.71), missing=TODO),
-    Target('table3/omniglot_5way_1shot_context', paper=(94.9,), interval=(0.9,), missing=TODO),
-    Target('table3/omniglot_5way_5shot_context', paper=(97.7,), interval=(0.3,), missing=TODO),
+    *(
+        Target(
+            f'table2/{baseline}',
+            f'sinusoid/{baseline}',
+            {'baseline': baseline},
+            SINUSOID_TESTS,
+            (1, 5, 10),
+            paper,
+            (),
+            hours,
+        )
+        for baseline, hours, paper in (
+            ('pretrain', 0.01, (2.41, 2.23, 2.19)),
+            ('multitask_no_reg', 0.05, (4.19, 3.85, 3.69)),
+            ('multitask_l2', 0.05, (7.18, 5.69, 5.60)),
+            ('multitask_mean_theta', 0.05, (2.91, 2.72, 2.71)),
+        )
+    ),
+    Target('figure6/oracle', 'sinusoid/oracle', {'baseline': 'oracle'}, SINUSOID_TESTS, hours=0.01),
+    image_target('omniglot_5way_1shot', 'context', 94.9, 0.9, 2.5, **OMNIGLOT, update_batch_size=1, baseline='context'),
+    image_target('omniglot_5way_5shot', 'context', 97.7, 0.3, 7, **OMNIGLOT, update_batch_size=5, baseline='context'),
     *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
-    *(Target(f'figure{n}', missing=TODO) for n in (2, 3, 6, 7)),
 ]
-FIGURES = {'figure4': ['point'], 'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir']}  # data sources
+FIGURES = {  # the data sources that each shows
+    **dict.fromkeys(('figure2', 'figure3', 'figure6', 'figure7'), ['sinusoid']),
+    'figure4': ['point'],
+    'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
+}
 GROUPS = {
     'all': [target.name for target in TARGETS if not target.missing],
+    **dict.fromkeys(
+        ('figure2', 'figure3', 'figure6', 'figure7'),
+        [t.name for t in TARGETS if t.run in ('sinusoid/maml', 'sinusoid/pretrain', 'sinusoid/oracle')],
+    ),
     'figure4': [target.name for target in TARGETS if target.run.startswith('point/')],
     # The trainings that are long, in order of worth.
     'queue': [
@@ -157,7 +180,15 @@ def select(names):
 # The settings by which a test is known for that of a target.
 PROTOCOL = (
     *('datasource', 'num_classes', 'baseline', 'conv', 'norm', 'num_filters', 'max_pool', 'num_updates', 'update_lr'),
-    *('update_batch_size', 'train_update_batch_size', 'stop_grad', 'learn_update_lr', 'test_set', 'test_query'),
+    *(
+        'update_batch_size',
+        'train_update_batch_size',
+        'stop_grad',
+        'learn_update_lr',
+        'test_set',
+        'test_query',
+        'update_lr_grid',
+    ),
     *('test_update_batch_size', 'test_update_lr'),
 )
 

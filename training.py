@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 import checkpoint
 import distribute
+import multitask
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
-from experiments import SOURCES, beyond_the_paper, print_settings
+from experiments import MULTITASK, SOURCES, beyond_the_paper, print_settings
 from maml import MAML
-from networks import Convolutional, FullyConnected
+from networks import Convolutional, FullyConnected, WithContext
 from run import Run, history
 from runtime import UserError
 from utils import accuracy, mse, xent
@@ -44,12 +45,18 @@ def run(config, origins, threads, folder, paper):
     config.data_digest = getattr(data.get('train'), 'digest', None)
     with strategy.scope():
         model = make_model(config, source, threads)
-    if config.train:
+    if config.train and config.baseline in MULTITASK:
+        multitask.train(config, origins, threads, model, folder)
+    elif config.train:
         train(config, origins, threads, model, data, folder, source, strategy)
     if distribute.is_chief(strategy):
         tested = history(config, *load_for_test(config, model, folder))
         if not config.train:
             print_settings(config, origins, threads)
+        if config.baseline in MULTITASK:
+            tested['regressors'] = multitask.read_record(os.path.dirname(tested['checkpoint']))
+        if config.update_lr_grid:
+            tested['tuned'] = tune(config, model, data['test'])
         test(config, model, data['test'], folder, tested, paper)
 
 
@@ -87,11 +94,12 @@ def make_data(config, source):
 
 def make_model(config, source, threads):
     """Return the MAML model of these settings, with fresh weights."""
-    image = source.img_size > 0
+    image, context = source.img_size > 0, config.baseline == 'context'
+    pixels = source.img_size**2
     if image and config.conv:
         network = Convolutional(
             img_size=source.img_size,
-            channels=source.channels,
+            channels=source.channels + context,
             dim_output=config.num_classes,
             num_filters=config.num_filters,
             max_pool=config.max_pool,
@@ -100,13 +108,13 @@ def make_model(config, source, threads):
         )
     else:
         network = FullyConnected(
-            dim_input=source.dim_input + (2 if config.baseline == 'oracle' else 0),
+            dim_input=source.dim_input + (2 if config.baseline == 'oracle' else pixels * context),
             dim_output=config.num_classes if image else 1,
             dim_hidden=source.dim_hidden,
             norm=config.norm,
         )
     return MAML(
-        network,
+        WithContext(network, pixels) if context else network,
         loss_func=functools.partial(xent, update_batch_size=config.update_batch_size) if image else mse,
         measure=accuracy if image else None,
         update_lr=config.update_lr,
@@ -222,6 +230,21 @@ def load_for_test(config, model, folder):
     return path, state
 
 
+def tune(config, model, data):
+    """Give `model` the step size of config.update_lr_grid with which fine-tuning is best on validation tasks.
+
+    The best has the lowest error, averaged over the tasks and over 1 … test_num_updates steps (section 5.1: "an
+    automatically tuned step size"). Returns what each came to.
+    """
+    grid, (tasks,) = config.update_lr_grid, data.validation_batches(config.num_test_tasks)
+    with np.errstate(all='ignore'):
+        errors = [model.evaluate(tasks, config.test_num_updates, tf.constant(a)).numpy()[:, 2:].mean() for a in grid]
+    config.update_lr = model.update_lr = grid[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
+    print(f'\nmean squared error on {len(tasks[0])} validation tasks for each step size, of which the best is taken:')
+    print(', '.join(f'{step_size:g}: {error:.4g}' for step_size, error in zip(grid, errors)))
+    return {'validation_tasks': len(tasks[0]), 'update_lr': grid, 'mean_squared_error': errors}
+
+
 def test(config, model, data, folder, tested, paper):
     """Test on num_test_tasks tasks; print a table, write CSV (the original's name and rows) and JSON.
 
@@ -253,12 +276,47 @@ def test(config, model, data, folder, tested, paper):
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result)
+    if not image:
+        result['fits'] = fits(model, data, config)
+    samples = functools.partial(image_samples, model, data, config) if image else None
+    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result, samples)
+
+
+def fits(model, data, config, number=3):
+    """Return how sinusoids are fitted before any, after one and after all steps, on the first tasks of a test.
+
+    Rounded, for figures.py: the grid of x, and of each task the truth on it, then by where the support set lies its
+    points and the model's outputs on the grid.
+    """
+    steps = sorted({0, 1, config.test_num_updates})
+    tasks = [{} for _ in range(min(number, config.num_test_tasks))]
+    for where, arrays in data.drawn_tasks(len(tasks)).items():
+        for task, *parts in zip(tasks, *arrays):
+            inputa, labela, grid, truth = (np.float64(part[:, 0]).round(4) for part in parts)
+            outputs = np.float64(model.outputs(parts, config.test_num_updates)[steps, :, 0]).round(4)
+            task |= {'truth': truth, where: {'points': [inputa, labela], 'outputs': outputs}}
+    return {'steps': steps, 'x': grid, 'tasks': tasks}
+
+
+def image_samples(model, data, config, classes=10):
+    """Return for figures.py an image of each class, at most so many, of the first test task's support and query set.
+
+    Bytes [classes, side, side, channels] by class; with them what the query images are taken for, after which steps.
+    """
+    task = [part[0] for part in next(data.test_batches(1))]
+    steps = min(config.paper_steps[-1], config.test_num_updates)
+    source = SOURCES[config.datasource]
+    samples = {'steps': steps}
+    for name, images, labels in (('support', *task[:2]), ('query', *task[2:])):
+        rows = labels[: config.num_classes].argmax(1).argsort()[:classes]  # the first N hold each class once
+        samples[name] = images[rows].reshape(-1, source.img_size, source.img_size, source.channels)
+    samples['predicted'] = model.outputs(task, steps)[-1][rows].argmax(1)
+    return samples
 
 
 def test_name(config):
     """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it."""
-    name = f'test_ubs{config.update_batch_size}_stepsize{config.update_lr}'
+    name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
     if SOURCES[config.datasource].img_size:
         name += '' if config.test_set else '_val'
         name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''

@@ -1,6 +1,8 @@
 """Running main.py as a user does, in a process of its own."""
 
+import contextlib
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -47,3 +49,14 @@ def assert_same_state(one, other):
         assert a.files == b.files
         for name in set(a.files) - {'seconds'}:
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Let no file grow beyond `size` bytes, as on a disk that is full; what was there before must stay."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

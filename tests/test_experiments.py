@@ -120,6 +120,16 @@ def test_the_flags_reach_the_model_and_the_tasks():
     np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
 
 
+def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given():
+    for baseline in ('pretrain', *experiments.MULTITASK):
+        assert resolve(baseline=baseline).update_lr_grid[::9] == [0.001, 1]
+        assert resolve(baseline=baseline, update_lr=0.1).update_lr_grid is None
+        assert resolve(baseline=baseline, update_lr_grid='0.1,0.3').update_lr_grid == [0.1, 0.3]
+    assert resolve().update_lr_grid is resolve(baseline='oracle').update_lr_grid is None
+    config = resolve(baseline='pretrain')
+    assert (config.pretrain_iterations, config.metatrain_iterations) == (70000, 0)
+
+
 @pytest.mark.parametrize(
     'datasource, name, refused, accepted',
     [
@@ -155,10 +165,18 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
     'refused, accepted',
     [
         ('test_iter=1', 'test_iter=1 train=False'),
-        ('baseline=pretrain', 'pretrain_iterations=1'),
+        ('baseline=pretrain datasource=omniglot', 'baseline=pretrain'),
         ('baseline=random', 'baseline=None'),
-        ('baseline=context', 'baseline=context datasource=point'),
+        ('baseline=context', 'baseline=context datasource=omniglot'),
         ('baseline=oracle datasource=omniglot', 'baseline=oracle update_lr=0.1 num_updates=2 stop_grad=True'),
+        ('baseline=multitask_l2 datasource=omniglot', 'baseline=multitask_l2'),
+        ('baseline=multitask_l2 datasource=point', 'baseline=pretrain datasource=point'),
+        ('baseline=multitask_l2 pretrain_iterations=5', 'baseline=pretrain pretrain_iterations=5'),
+        ('baseline=multitask_l2 init_from=a.npz', 'baseline=multitask_l2 init_from=a.npz train=False'),
+        ('baseline=multitask_l2 learn_update_lr=True', 'baseline=context learn_update_lr=True datasource=omniglot'),
+        ('update_lr_grid=0.1,0', 'update_lr_grid=0.1,0.2'),
+        ('update_lr_grid=0.1,x', 'update_lr_grid=1e-3'),
+        ('update_lr_grid=0.1 datasource=omniglot', 'update_lr=0.1 datasource=omniglot'),
         ('max_pool=True', 'max_pool=True datasource=omniglot'),
         ('max_pool=True datasource=omniglot conv=False', 'max_pool=False datasource=omniglot conv=False'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),

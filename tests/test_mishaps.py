@@ -1,9 +1,7 @@
 """What the machine or the user may do to a run: each mishap ends it with one line, and what was there before stays."""
 
-import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -13,10 +11,11 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from program import MAIN, command, run, run_here, start
+from program import MAIN, command, full_disk, run, run_here, start
 
 import checkpoint
 import experiments
+import figures
 import main
 import report
 import runtime
@@ -24,23 +23,11 @@ import training
 import utils
 from maml import MAML
 from networks import FullyConnected
-from rl import figures
 from rl import training as rl_training
 from runtime import UserError
 
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--num_test_tasks=2', '--test_num_updates=1']
-
-
-@contextlib.contextmanager
-def full_disk(size):
-    """Let no file grow beyond `size` bytes, as on a disk that is full; what was there before must stay."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -137,15 +124,10 @@ def test_a_disk_that_is_full_costs_a_test_alone(trained):
 
 
 def test_a_disk_that_is_full_of_progress(tmp_path):
-    """The row that does not fit ends a training of reinforcement learning by name; the checkpoint before it stays."""
-    flags = [f'--logdir={tmp_path}', '--datasource=point', '--meta_batch_size=2', '--update_batch_size=2', *SHORT]
-    flags += ['--save_interval=1', '--log=False', '--test_update_batch_size=2']
-    folder = run_here(*flags, '--metatrain_iterations=1')
-    path, before = folder / 'progress.csv', (folder / 'model1.npz').read_bytes()
-    path.write_text(path.read_text().rstrip() + '0' * 2 * len(before) + '\n')
-    with full_disk(path.stat().st_size + 10), pytest.raises(UserError, match=r'progress\.csv cannot be written'):
-        run_here(*flags, '--metatrain_iterations=2')
-    assert (folder / 'model1.npz').read_bytes() == before and not (folder / 'model2.npz').exists()
+    rl_training.begin_progress(tmp_path, 0)
+    with full_disk((tmp_path / 'progress.csv').stat().st_size + 5):
+        with pytest.raises(UserError, match=r'progress\.csv cannot be written \(File too large\)'):
+            rl_training.append_progress(tmp_path, range(len(rl_training.METRICS)))
 
 
 def test_what_is_interrupted_leaves_no_half_file(tmp_path):
@@ -203,7 +185,7 @@ def test_output_that_nobody_reads_ends_a_program_quietly():
 SCRIPTS = ['data/omniglot_resized/resize_images.py', 'data/miniImagenet/proc_images.py']
 
 
-@pytest.mark.parametrize('program', ['main.py', 'reproduce.py', 'benchmark.py', *SCRIPTS])
+@pytest.mark.parametrize('program', ['main.py', 'reproduce.py', 'benchmark.py', 'figures.py', *SCRIPTS])
 def test_without_the_packages(program):
     """Outside of the environment of README.md, of which -S knows nothing."""
     ended = subprocess.run([sys.executable, '-S', program], cwd=MAIN.parent, capture_output=True, text=True)
@@ -296,12 +278,11 @@ def test_benchmark_compares_with_its_own_results(tmp_path, text):
 @pytest.mark.parametrize(
     'odd', [{'mean': 3}, {'mean': ['a', 'b']}, {'ci95': None}, {'settings': {'datasource': 'point', 'baseline': 'no'}}]
 )
-def test_figures_name_a_result_that_is_none(tmp_path, odd, monkeypatch, capsys):
-    result = {'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b'], 'mean': [1, 2]}
-    (tmp_path / 'a.json').write_text(json.dumps({**result, 'ci95': [1, None], **odd}))
-    monkeypatch.setattr(sys, 'argv', ['figures', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
+def test_figures_name_a_result_that_is_none(tmp_path, odd, capsys):
+    result = {'measure': 'average return', 'settings': {'datasource': 'point', 'baseline': None}, 'columns': ['a', 'b']}
+    (tmp_path / 'a.json').write_text(json.dumps({**result, 'mean': [1, 2], 'ci95': [1, None], **odd}))
     with pytest.raises(SystemExit, match='2'):
-        figures.main()
+        figures.main(['returns', f'--out={tmp_path}/a.png', f'{tmp_path}/a.json'])
     error = capsys.readouterr().err
     assert 'a.json is no result' in error and len(error.splitlines()) == 1
 

@@ -129,7 +129,6 @@ def test_cheetah_is_interrupted_and_then_tested(tmp_path):
     [
         (['--norm=None'], ['--norm', 'not for reinforcement learning']),
         (['--datasource=sinusoid', '--video=a.gif'], ['--video', 'for reinforcement learning']),
-        (['--datasource=sinusoid', '--baseline=pretrain'], ['--pretrain_iterations']),
         (['--baseline=Random', '--metatrain_iterations=3'], ['random', 'not trained']),
         (['--baseline=oracle', '--test_num_updates=1'], ['oracle', '--test_num_updates']),
         (['--baseline=pretrain', '--update_lr=1'], ['pretrain', '--update_lr', '--test_update_lr']),

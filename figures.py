@@ -1,0 +1,428 @@
+"""Draw the paper's figures, training curves and what a test did, from the files that are there: nothing is trained.
+
+    python figures.py                                       all figures that results/ has the tests of
+    python figures.py figure2 figure3                       some of them, as results/figure2.png and .svg, …
+    python figures.py curve RUN_FOLDER … --out=curve.png    training curves, side by side
+    python figures.py returns RESULT.json … --out=me.png    tests of reinforcement learning, as Figures 4 and 5
+
+Figures come from the JSON files of tests: bands are 95 % intervals over tasks, hollow marks the paper's values for the
+same test. A training curve comes from progress.csv (reinforcement learning), else from the lines of log.txt, which
+are means over all iterations since the line before, else from TensorBoard's summaries, of single iterations.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import json
+import math
+import pathlib
+import re
+import textwrap
+import types
+
+import runtime
+from experiments import SOURCES
+from runtime import UserError
+from targets import FIGURES, ROOT, papers
+
+with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+
+# Colours that the colour-blind can tell apart (Okabe and Ito 2008).
+BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'
+METHODS = {  # by --baseline: the name, colour and mark of what is tested
+    None: ('MAML', BLUE, 'o'),
+    'context': ('context vector', PURPLE, 'D'),
+    'pretrain': ('pretrained', ORANGE, 's'),
+    'random': ('random', GREEN, '^'),
+    'oracle': ('oracle', VERMILLION, 'v'),
+}
+TITLES = {
+    'point': '2D navigation',
+    'cheetah_vel': 'half-cheetah, velocity',
+    'cheetah_dir': 'half-cheetah, direction',
+    'ant_vel': 'ant, velocity',
+    'ant_dir': 'ant, direction',
+}
+matplotlib.rcParams.update(
+    {
+        **{'font.size': 9, 'axes.titlesize': 9, 'axes.spines.top': False, 'axes.spines.right': False},
+        **{'legend.frameon': False, 'lines.linewidth': 1.5, 'lines.markersize': 4, 'savefig.dpi': 150},
+        'svg.hashsalt': 'maml',  # the same results give the same file
+    }
+)
+
+
+# ---- Tests -----------------------------------------------------------------------------------------------------
+
+
+def read(path):
+    """Return the result of a test; UserError where the file `path` is none."""
+    try:
+        result = json.loads(pathlib.Path(path).read_text())
+        METHODS[result['settings']['baseline']], SOURCES[result['settings']['datasource']], by_steps(result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is no result of a test ({error!r}): give the JSON that main.py wrote') from None
+    return result
+
+
+def read_returns(paths):
+    """Return the results of tests of reinforcement learning; UserError where a file is none."""
+    for path, result in zip(paths, results := list(map(read, paths))):
+        try:
+            returns([result])
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f'{path} is no result of a reinforcement learning test ({error!r})') from None
+    return results
+
+
+def find(root, sources, seed):
+    """Return the results of the paper's tests (not of those with other numbers of tasks or steps) of data sources."""
+    runs = [root / source / (method or 'maml') / f'seed{seed}' for source in sources for method in METHODS]
+    paths = [path for run in runs for path in sorted(run.glob('test*.json'))]
+    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+', path.stem)]
+
+
+def ordered(results):
+    """Return results in the order of METHODS."""
+    return sorted(results, key=lambda result: list(METHODS).index(result['settings']['baseline']))
+
+
+def by_steps(result):
+    """Return what a test measured after 0, 1, … steps: means and 95 % half-widths [2, 1 + steps].
+
+    Accuracies are in percent, and tasks that diverge are left out, as in the tables.
+    """
+    which, first = '_of_the_others' if result.get('diverging_tasks') else '', result['columns'][0].startswith('support')
+    rows = [np.array(result[key + which], float).reshape(len(result['columns'])) for key in ('mean', 'ci95')]
+    return (100 if result['measure'] == 'accuracy' else 1) * np.array(rows)[:, int(first) :]
+
+
+def draw_steps(axis, title, results):
+    """Draw what tests measured against the number of gradient steps; what takes none is a level."""
+    last = max(1, *(by_steps(result).shape[1] - 1 for result in results))
+    for result in ordered(results):
+        (mean, ci95), paper = by_steps(result), papers(types.SimpleNamespace(**result['settings']))
+        label, colour, mark = METHODS[result['settings']['baseline']]
+        if len(mean) == 1:
+            mean, ci95 = np.repeat([mean, ci95], last + 1, axis=1)
+            paper = {step: value for value in paper.values() for step in range(last + 1)}
+        steps = range(len(mean))
+        axis.plot(steps, mean, marker=mark, color=colour, label=label)
+        axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.2, linewidth=0)
+        draw_paper(axis, paper, mark, color=colour)
+    if len(axis.lines) > len(results):
+        draw_paper(axis, {np.nan: np.nan}, 'o', color='black', label="the paper's")  # for the legend
+    unit = ' in %' if results[0]['measure'] == 'accuracy' else ''
+    axis.set(title=title, xlabel='gradient steps', ylabel=results[0]['measure'] + unit, xticks=range(last + 1))
+
+
+def draw_paper(axis, values, mark, **how):
+    """Draw the paper's values, a dictionary by number of steps."""
+    if values:
+        axis.plot(*zip(*values.items()), ':', marker=mark, markerfacecolor='white', markersize=7, zorder=1.9, **how)
+
+
+def draw_paths(axes, result):
+    """Draw paths of the first test task of 2D navigation, a panel for each column of the result; a star: the goal."""
+    label, colour, _ = METHODS[result['settings']['baseline']]
+    for axis, column, paths in zip(axes, result['columns'], result['paths']):
+        for path in paths:
+            axis.plot(*np.transpose(path), color=colour, linewidth=0.8)
+        axis.plot(*result['tasks'][0], '*', color='black', markersize=9)
+        axis.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), aspect='equal', xticks=[], yticks=[])
+        axis.set_title(column, fontsize=8)
+        axis.spines[:].set_visible(True)
+    axes[0].set_ylabel(label)
+
+
+def draw_fit(axis, fits, task, where):
+    """Draw a sinusoid, the points of it that the model sees, and its outputs before and after steps on these."""
+    task = fits['tasks'][task]
+    axis.plot(fits['x'], task['truth'], color='black', linewidth=1, label='ground truth')
+    styles = {0: (GREEN, ':'), 1: (ORANGE, '--'), fits['steps'][-1]: (BLUE, '-')}
+    for steps, output in zip(fits['steps'], np.array(task[where]['outputs'], float)):
+        output[np.abs(output) > 2 * max(1, *np.abs(task['truth']))] = np.nan  # a fit that diverges is cut off
+        colour, style = styles[steps]
+        label = f'after {steps} step{"s" if steps > 1 else ""}' if steps else 'before any step'
+        axis.plot(fits['x'], output, style, color=colour, label=label)
+    axis.plot(*task[where]['points'], '^', color=VERMILLION, markersize=5, label='the K points')
+    axis.set(xlim=(-5.1, 5.1), xlabel='x', ylabel='y')
+
+
+def draw_images(axes, samples):
+    """Draw a task's images, a column a class: of the support set above, below of the query set with its prediction."""
+    for number, (above, below) in enumerate(axes.T):
+        show(above, samples['support'][number])
+        show(below, samples['query'][number])
+        above.set_title(number + 1)
+        output = samples['predicted'][number]
+        mark, colour = ('✓', BLUE) if output == number else ('✗', VERMILLION)
+        below.set_xlabel(f'{mark} {output + 1}', color=colour)
+    for axis, words in zip(axes[:, 0], ('support', 'query')):
+        axis.set_ylabel(words)
+
+
+def show(axis, image):
+    """Draw an image [side, side, channels] of bytes, one channel as ink on paper."""
+    axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap='gray_r', vmin=0, vmax=255)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def legend(figure):
+    """Set a legend of all that is labelled in a figure, or a part of one, below its panels."""
+    labelled = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            labelled.setdefault(label, handle)
+    inches = sum(0.056 * len(label) + 0.45 for label in labelled)
+    rows = math.ceil(inches * figure.dpi / figure.bbox.width)
+    columns = math.ceil(len(labelled) / rows)
+    figure.legend(labelled.values(), labelled, loc='outside lower center', ncols=columns, fontsize=8, columnspacing=1.2)
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------
+
+
+def returns(results):
+    """Return a figure: returns, a panel for each data source, below them a row of paths for each result with such."""
+    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in TITLES}
+    families = {family: found for family, found in families.items() if found}
+    with_paths = [result for result in ordered(results) if len(result.get('paths', [])) > 1]
+    columns, heights = max([0, *(len(result['paths']) for result in with_paths)]), [3.4] + [1.9] * len(with_paths)
+    figure = Figure((max(1.7 * columns, 3.5 * len(families), 5), sum(heights)), layout='constrained')
+    top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, (family, found) in zip(top.subplots(1, len(families), squeeze=False)[0], families.items()):
+        draw_steps(axis, TITLES[family], found)
+    legend(top)
+    for part, result in zip(below, with_paths):
+        draw_paths(part.subplots(1, len(result['paths'])), result)
+    return figure
+
+
+def errors(results, shots):
+    """Return a figure of sinusoids: errors by number of steps, a panel for each K of `shots`."""
+    panels = {k: [r for r in results if r['settings']['update_batch_size'] == k] for k in shots}
+    panels = {k: found for k, found in panels.items() if found}
+    figure = Figure((max(3.5 * len(panels), 5), 3.4), layout='constrained')
+    for axis, (k, found) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
+        draw_steps(axis, f'K = {k}', found)
+        axis.label_outer()
+    axis.set(ylim=(0, None))
+    legend(figure)
+    return figure
+
+
+def fits(results, tasks):
+    """Return a figure of sinusoids: fits by K and where the points lie (columns), task and method (rows)."""
+    shots = (5, 10)
+    found = {(r['settings']['baseline'], r['settings']['update_batch_size']): r for r in results if 'fits' in r}
+    methods = [m for m in (None, 'pretrain') if all((m, k) in found for k in shots)]
+    if not methods:
+        raise UserError('the tests of sinusoids kept no fits: python reproduce.py figure2 --test --force tests again')
+    rows = [(task, method) for task in tasks for method in methods]
+    columns = [(k, where) for k in shots for where in ('whole range', 'right half')]
+    figure = Figure((9, 0.6 + 1.9 * len(rows)), layout='constrained')
+    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    for row, (task, method) in zip(axes, rows):
+        for axis, (k, where) in zip(row, columns):
+            draw_fit(axis, found[method, k]['fits'], task, where)
+            axis.set_ylabel(f'{METHODS[method][0]}\ny')
+            axis.label_outer()
+    for axis, (k, where) in zip(axes[0], columns):
+        axis.set_title(f'K = {k}, {where}')
+    legend(figure)
+    return figure
+
+
+DRAW = {
+    'figure2': lambda results: fits(results, [0]),
+    'figure3': lambda results: errors(results, [10]),
+    'figure4': returns,
+    'figure5': returns,
+    'figure6': lambda results: errors(results, [5, 10, 20]),
+    'figure7': lambda results: fits(results, [1, 2]),
+}
+
+
+def of_test(result, samples=None):
+    """Return a figure of one test: its measure by number of steps, and what it was measured on.
+
+    That is fits of sinusoids, paths of 2D navigation, or images with predictions (samples: see training.py).
+    """
+    if SOURCES[result['settings']['datasource']].rl:
+        return returns([result])
+    figure = Figure((10, 3.2), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.9])
+    settings = result['settings']
+    draw_steps(
+        left.subplots(), f'{settings["num_test_tasks"]} test tasks, K = {settings["update_batch_size"]}', [result]
+    )
+    legend(left)
+    if samples:
+        draw_images(right.subplots(2, len(samples['support']), squeeze=False), samples)
+        right.suptitle(f'a test task: what images are taken for after {samples["steps"]} steps', fontsize=9)
+    else:
+        for axis, where in zip(right.subplots(1, 2, sharey=True), ('whole range', 'right half')):
+            draw_fit(axis, result['fits'], 0, where)
+            axis.set_title(f'a test task, points in the {where}')
+            axis.label_outer()
+        legend(right)
+    return figure
+
+
+# ---- Training curves -------------------------------------------------------------------------------------------
+
+# Today's lines of log.txt and those of older runs, whose validation came without a number.
+LINE = re.compile(
+    r'(Pretrain |Validation)?.*?(?:Iteration (?P<number>\d+):|results:) (?:\w+ )?(?P<before>[\d.e+-]+)(?: before)?, '
+    r'(?P<after>[\d.e+-]+)'
+)
+
+
+def curves(folder):
+    """Return the name of the measure that a run in `folder` logged, and its curves: {label: {iteration: value}}."""
+    found, folder = collections.defaultdict(dict), pathlib.Path(folder)
+    try:
+        if (folder / 'progress.csv').exists():
+            read_progress(folder / 'progress.csv', found)
+            measure, scale = 'average return', 1
+        else:
+            settings = json.loads((folder / 'config.json').read_text())['settings']
+            image = SOURCES[settings['datasource']].img_size > 0
+            measure, scale = ('accuracy in %', 100) if image else ('mean squared error', 1)
+            if (folder / 'log.txt').exists():
+                read_log((folder / 'log.txt').read_text(), found)
+            if not found:
+                read_events(folder, found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{folder} is no folder of a run ({error!r}): give one that main.py trained in') from None
+    if not found:
+        raise UserError(f'{folder} has no training curve yet: a run logs its first line after 100 iterations or more')
+    return measure, {label: {i: scale * value for i, value in curve.items()} for label, curve in found.items()}
+
+
+def read_progress(path, found):
+    """Add to `found` (see curves) what progress.csv says."""
+    with path.open(newline='') as file:
+        for row in csv.DictReader(file):
+            for when in ('before', 'after'):
+                found[f'training, {when}'][int(row['iteration'])] = float(row[f'return_{when}'])
+
+
+def read_log(text, found):
+    """Add to `found` (see curves) what the lines of a log say; meta-training counts from where pretraining ended."""
+    pretrained = number = 0
+    for line in map(LINE.match, text.splitlines()):
+        if line:
+            number = int(line['number']) + (0 if line[1] else pretrained) if line['number'] else number
+            pretrained = number if line[1] == 'Pretrain ' else pretrained
+            for when in ('before', 'after'):
+                found[f'{"validation" if line[1] == "Validation" else "training"}, {when}'][number] = float(line[when])
+
+
+def read_events(folder, found):
+    """Add to `found` (see curves) what the TensorBoard summaries in `folder` say."""
+    runtime.start()  # so that TensorFlow, which TensorBoard loads, says nothing
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder), {'tensors': 0})
+    events.Reload()
+    tags = events.Tags()['tensors']
+    measure = 'accuracy' if any('accuracy' in tag for tag in tags) else 'loss'
+    for tag in tags:
+        kind = {'metatrain': 'training', 'metaval': 'validation'}.get(tag.split('_')[0])
+        if kind and measure in tag:
+            values = {event.step: make_ndarray(event.tensor_proto).item() for event in events.Tensors(tag)}
+            found[f'{kind}, {"before" if "Pre-update" in tag else "after"}'] = values
+
+
+def training_curves(folders):
+    """Return a figure of training curves, a panel for each run; those that measure the same share an axis."""
+    runs = [(folder, *curves(folder)) for folder in folders]
+    figure = Figure((max(3.5 * len(runs), 5), 3.4), layout='constrained')
+    shared = len({measure for _, measure, _ in runs}) == 1
+    axes = figure.subplots(1, len(runs), sharey=shared, squeeze=False)[0]
+    styles = {'training, before': (SKY, '-'), 'training, after': (BLUE, '-')}
+    styles |= {'validation, before': (ORANGE, '--'), 'validation, after': (VERMILLION, '--')}
+    for axis, (folder, measure, found) in zip(axes, runs):
+        for label, (colour, style) in styles.items():
+            if label in found:
+                points = zip(*sorted(found[label].items()))
+                axis.plot(*points, style, color=colour, linewidth=1, label=f'{label} adaptation')
+        title = '/'.join(pathlib.Path(folder).resolve().parts[-3:])
+        axis.set(title='\n'.join(textwrap.wrap(title, 40)), xlabel='iterations', ylabel=measure)
+        axis.xaxis.set_major_formatter('{x:,.0f}')
+        axis.locator_params(axis='x', nbins=4, integer=True)
+        if shared:
+            axis.label_outer()
+    legend(figure)
+    return figure
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------
+
+
+def write(figure, *paths):
+    """Write a figure in the formats that the names of `paths` end in, each whole or not at all."""
+    for path in map(pathlib.Path, paths):
+        kind = path.suffix[1:]
+        if kind not in figure.canvas.get_supported_filetypes():
+            raise UserError(f'{path}: a picture ends in .png, .svg or .pdf')
+        with runtime.replacing(str(path), 'wb') as file:
+            figure.savefig(file, format=kind, metadata={'Date': None} if kind == 'svg' else None)
+
+
+def write_figure(name, root, seed):
+    """Draw a figure of the paper from the tests below `root`; return its path without the ending."""
+    results = find(root, FIGURES[name], seed)
+    if not results:
+        raise UserError(f'{root} has no tests that {name} is made of: python reproduce.py {name} trains and tests')
+    write(DRAW[name](results), root / f'{name}.png', root / f'{name}.svg')
+    print(f'written to {root / name}.png and .svg')
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', nargs='*', help='names of figures; curve and run folders; returns and JSON files')
+    parser.add_argument('--out', help='the picture of curve or returns, .png, .svg or .pdf')
+    parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where tests and figures are')
+    parser.add_argument('--seed', type=int, default=1, help='of the tests in --results (default: %(default)s)')
+    with runtime.in_one_line():
+        parser.error = fail
+        options = parser.parse_intermixed_args(arguments)  # --out may stand before or after
+        kind, *paths = options.what or ['']
+        if kind in ('curve', 'returns'):
+            if not paths or not options.out:
+                fail(f'{kind} needs {"folders of runs" if kind == "curve" else "results of tests"} and --out=PICTURE')
+            write(training_curves(paths) if kind == 'curve' else returns(read_returns(paths)), options.out)
+            print(f'written to {options.out}')
+            return
+        if options.out:
+            fail('--out is for curve and returns')
+        for name in options.what:
+            if name not in DRAW:
+                fail(f'{name!r} is no figure: {", ".join(DRAW)}, curve, returns')
+        if not options.results.is_dir():
+            fail(f'there is no folder {options.results}')
+        for name in options.what or DRAW:
+            try:
+                write_figure(name, options.results, options.seed)
+            except UserError as error:
+                if options.what:
+                    raise
+                print(f'{name} is left out: {error}')
+
+
+def fail(message):
+    """Raise the UserError for a wrong command line."""
+    raise UserError(f'{message} (python figures.py --help says more)')
+
+
+if __name__ == '__main__':
+    main()
