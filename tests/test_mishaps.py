@@ -125,9 +125,9 @@ def test_a_disk_that_is_full_costs_a_test_alone(trained):
 
 def test_a_disk_that_is_full_of_progress(tmp_path):
     rl_training.begin_progress(tmp_path, 0)
-    with full_disk((tmp_path / 'progress.csv').stat().st_size + 5):
-        with pytest.raises(UserError, match=r'progress\.csv cannot be written \(File too large\)'):
-            rl_training.append_progress(tmp_path, range(len(rl_training.METRICS)))
+    size = (tmp_path / 'progress.csv').stat().st_size + 5
+    with full_disk(size), pytest.raises(UserError, match=r'progress\.csv cannot be written \(File too large\)'):
+        rl_training.append_progress(tmp_path, range(len(rl_training.METRICS)))
 
 
 def test_what_is_interrupted_leaves_no_half_file(tmp_path):
