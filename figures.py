@@ -39,6 +39,9 @@ METHODS = {  # by --baseline: the name, colour and mark of what is tested
     'pretrain': ('pretrained', ORANGE, 's'),
     'random': ('random', GREEN, '^'),
     'oracle': ('oracle', VERMILLION, 'v'),
+    'multitask_no_reg': ('multi-task', SKY, 'P'),
+    'multitask_l2': ('multi-task, l2', GREEN, 'X'),
+    'multitask_mean_theta': ('multi-task, mean', PURPLE, '*'),
 }
 TITLES = {
     'point': '2D navigation',
@@ -206,6 +209,7 @@ def returns(results):
 
 def errors(results, shots):
     """Return a figure of sinusoids: errors by number of steps, a panel for each K of `shots`."""
+    results = [r for r in results if r['settings']['baseline'] in (None, 'pretrain', 'oracle')]
     panels = {k: [r for r in results if r['settings']['update_batch_size'] == k] for k in shots}
     panels = {k: found for k, found in panels.items() if found}
     figure = Figure((max(3.5 * len(panels), 5), 3.4), layout='constrained')

@@ -21,7 +21,8 @@ from utils import Adam, mse
 
 GOOD = 0.02  # "the error of the individual regressors was low: less than 0.02 on their respective sine waves"
 POINTS = 100  # for a step, drawn anew each time: "a large amount of data"
-STEPS, AT_MOST = 100, 20_000  # steps between two looks at the error; steps after which a regressor is given up
+STEPS, AT_MOST = 100, 20_000  # steps between two looks at the error; steps after which a start is given up
+STARTS = 5  # that a regressor tries: now and then all units of a layer die
 # "As high as possible without significantly deterring performance": the first of these strengths with which the first
 # PROBES regressors all come below GOOD.
 STRENGTHS, PROBES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5), 20
@@ -38,18 +39,18 @@ class Regressor:
         self.adam = Adam(self.weights, learning_rate)
         self.train = tf.function(self._train, jit_compile=True)
 
-    def fit(self, number, centre, strength):
+    def fit(self, number, centre, strength, start=0):
         """Train regressor `number`, on the sinusoid of that number; return its weights, error and number of steps.
 
         The loss is the mean squared error plus `strength` times the squared distance of the weights from `centre`,
-        weights by name. Both numbers and weights are functions of the seed, the number and these.
+        weights by name. All that is drawn is a function of the seed, the number and the `start`.
         """
-        rng = np.random.default_rng([self.seed, REGRESSOR, number])
+        amp, phase = self.sinusoid(number)
+        rng = np.random.default_rng([self.seed, REGRESSOR, number, 1 + start])
         for name, weight in self.network.init(int(rng.integers(2**31))).items():
             self.weights[name].assign(weight)
         for slot in self.adam.slots.values():
             slot.assign(tf.zeros_like(slot))
-        amp, phase = (float(part[0]) for part in self.tasks.generate_sinusoid_batch(rng, 1, 0)[2:])
 
         def wave(x):
             return np.float32(x), np.float32(amp * np.sin(x - phase))
@@ -61,6 +62,11 @@ class Regressor:
             error = float(self.train(x, y, centre, np.float32(strength), everywhere, np.int32(STEPS)))
             steps += STEPS
         return {name: weight.numpy() for name, weight in self.weights.items()}, error, steps
+
+    def sinusoid(self, number):
+        """Return amplitude and phase of the task of regressor `number`."""
+        rng = np.random.default_rng([self.seed, REGRESSOR, number, 0])
+        return [part[0] for part in self.tasks.generate_sinusoid_batch(rng, 1, 0)[2:]]
 
     def _train(self, x, y, centre, strength, everywhere, steps):
         """Take a step of Adam on each of the batches x, y [steps, POINTS, 1]; return the error `everywhere`."""
@@ -85,8 +91,8 @@ def train(config, origins, threads, model, folder):
     record = read_record(folder) if begun else search(regressor, kind) | {'errors': [], 'steps': []}
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         while run.goes_on():
-            number, record = run.iteration, {**record}
-            error, steps = add(regressor, number, model.weights, kind, record['strength'])
+            number = run.iteration
+            error, steps = add(regressor, number, model.weights, kind, record['strength'], STARTS)
             for key, value in (('errors', error), ('steps', steps)):
                 record[key] = [*record[key][:number], value]
             write_json(os.path.join(folder, RECORD), record)
@@ -99,17 +105,21 @@ def train(config, origins, threads, model, folder):
     )
 
 
-def add(regressor, number, mean, kind, strength):
+def add(regressor, number, mean, kind, strength, starts=1):
     """Train regressor `number`; bring the variables `mean`, that of those before, up to date; return error and steps.
 
-    The first one has no mean to be pulled to.
+    The first one has no mean to be pulled to. One that does not become GOOD begins again, `starts` times in all.
     """
-    to_mean = kind == 'mean_theta'
-    centre = {name: tf.convert_to_tensor(weight) * to_mean for name, weight in mean.items()}
-    weights, error, steps = regressor.fit(number, centre, 0 if to_mean and number == 0 else strength)
+    to_mean, total = kind == 'mean_theta', 0
+    centre = {name: tf.convert_to_tensor(weight) * float(to_mean) for name, weight in mean.items()}
+    for start in range(starts):
+        weights, error, steps = regressor.fit(number, centre, 0 if to_mean and number == 0 else strength, start)
+        total += steps
+        if error < GOOD:
+            break
     for name, weight in mean.items():
         weight.assign(weight + (weights[name] - weight) / (number + 1) if number else weights[name])
-    return error, steps
+    return error, total
 
 
 def search(regressor, kind):

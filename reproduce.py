@@ -55,7 +55,7 @@ def check_all(targets, root, data_dir, tasks):
     """Check all results whose weights are there; print a line each; return whether all hold."""
     sound, checked = True, set()
     for target in targets:
-        for seed in seeds(target, root) if target.run else ():
+        for seed in seeds(target, root):
             work = Work(target, seed, root, data_dir)
             there = any((work.folder / name).exists() for name in ('weights.npz', 'best.npz'))
             if work.folder in checked or not work.result() or not there:
@@ -77,9 +77,6 @@ def work_off(targets, options):
 
     begun = set()  # folders, which targets of different tables can share
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
-        if target.missing:
-            print(f'{target.name}: {target.missing}')
-            continue
         work = Work(target, options.seed, options.results, options.data_dir)
         work.do(options.force and work.folder not in begun, not options.test)
         begun.add(work.folder)

@@ -23,8 +23,6 @@ def paper_numbers(target):
 
 def state(work):
     """Return how far a target is, as text."""
-    if work.target.missing:
-        return work.target.missing
     done, _ = work.done()
     if done == 0 and not work.result():
         return 'not run'
@@ -45,9 +43,6 @@ def show_list(targets, seed, root):
     """Print all targets: state, hours so far and left, the paper's values, ours, whether they agree."""
     print(f'{"target":45s}{"state":>20s}{"hours":>8s}{"left":>7s}   paper | here | agreement')
     for target in targets:
-        if target.missing:
-            print(f'{target.name:45s}{"not there yet":>20s}{"":15s}   {paper_numbers(target)}')
-            continue
         work = Work(target, seed, root)
         _, seconds = work.done()
         hours = f'{seconds / 3600:.1f}' if seconds == seconds else '?'
@@ -67,7 +62,7 @@ def results_table(root):
     """Return the lines of results/README.md: a row for each target, seed and test that there is."""
     lines = ['| target | seed | test | paper | here | | iterations | trained | machine |', '|' + '---|' * 9]
     for target in TARGETS:
-        for seed in seeds(target, root) if target.run else ():
+        for seed in seeds(target, root):
             work = Work(target, seed, root)
             hours = work.done()[1] / 3600
             for test, (label, _) in enumerate(target.tests):
@@ -90,12 +85,12 @@ def readme_table(root):
     lines = ['| target | flags | paper | here | | seeds, iterations, hours |', '|' + '---|' * 6]
     for target in TARGETS:
         flags = ' '.join(arguments(target.flags))
-        runs = [Work(target, seed, root) for seed in seeds(target, root)] if target.run else []
+        runs = [Work(target, seed, root) for seed in seeds(target, root)]
         runs = [work for work in runs if work.result()]
-        command = f'`{flags}`' if flags else '' if target.missing else '(its defaults)'
+        command = f'`{flags}`' if flags else '(its defaults)'
         row = f'| {target.name} | {command} | {paper_numbers(target)} '
         if not runs:
-            lines.append(f'{row}| – | | {"not there yet" if target.missing else ""} |')
+            lines.append(f'{row}| – | | |')
             continue
         done = sorted({work.result().get('iterations') or 0 for work in runs})
         which = f'{len(runs)} seeds' if len(runs) > 1 else f'seed {runs[0].seed}'

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import experiments
 import main
@@ -27,18 +27,17 @@ class Target:
     tests: for each test of the trained model a label and main.py's flags; the paper reads the first.
     steps: the numbers of gradient steps after which it reads (-1: the support set); paper, interval: its values there
     and their 95 % half-widths, in the units of the test (accuracies in percent). hours: of training, measured on two
-    cores. missing: what this repository does not do yet.
+    cores.
     """
 
     name: str
-    run: str = ''
-    flags: dict = field(default_factory=dict)
-    tests: tuple = ()
-    steps: tuple = ()
+    run: str
+    flags: dict
+    tests: tuple
+    steps: tuple
     paper: tuple = ()
     interval: tuple = ()
     hours: float = 0
-    missing: str = ''
 
 
 def image_target(experiment, method, paper, interval, hours, **flags):
@@ -91,7 +90,6 @@ def arguments(flags):
 SINUSOID_TESTS = tuple(
     (f'{k} examples', {'update_batch_size': k, 'train_update_batch_size': 10} if k != 10 else {}) for k in (5, 10, 20)
 )
-TODO = 'not part of this repository yet'
 OMNIGLOT, MINI = {'datasource': 'omniglot'}, {'datasource': 'miniimagenet'}
 TARGETS = [
     image_target('omniglot_5way_1shot', 'maml', 98.7, 0.4, 1.9, **OMNIGLOT, num_classes=5, update_batch_size=1),
@@ -106,26 +104,17 @@ TARGETS = [
         'miniimagenet_5way_1shot', 'first_order', 48.07, 1.75, 8.5, **MINI, update_batch_size=1, stop_grad=True
     ),
     image_target('miniimagenet_5way_5shot', 'first_order', 63.15, 0.91, 8, **MINI, update_batch_size=5, stop_grad=True),
-    Target('table2/maml', 'sinusoid/maml', {}, SINUSOID_TESTS, (1, 5, 10), (0.67, 0.38, 0.35), hours=0.01),
     *(
-        Target(
-            f'table2/{baseline}',
-            f'sinusoid/{baseline}',
-            {'baseline': baseline},
-            SINUSOID_TESTS,
-            (1, 5, 10),
-            paper,
-            (),
-            hours,
-        )
-        for baseline, hours, paper in (
-            ('pretrain', 0.01, (2.41, 2.23, 2.19)),
-            ('multitask_no_reg', 0.05, (4.19, 3.85, 3.69)),
-            ('multitask_l2', 0.05, (7.18, 5.69, 5.60)),
-            ('multitask_mean_theta', 0.05, (2.91, 2.72, 2.71)),
+        Target(f'table2/{method}', f'sinusoid/{method}', flags, SINUSOID_TESTS, (1, 5, 10), paper, hours=hours)
+        for method, flags, paper, hours in (
+            ('maml', {}, (0.67, 0.38, 0.35), 0.01),
+            ('pretrain', {'baseline': 'pretrain'}, (2.41, 2.23, 2.19), 0.01),
+            ('multitask_no_reg', {'baseline': 'multitask_no_reg'}, (4.19, 3.85, 3.69), 0.05),
+            ('multitask_l2', {'baseline': 'multitask_l2'}, (7.18, 5.69, 5.60), 0.05),
+            ('multitask_mean_theta', {'baseline': 'multitask_mean_theta'}, (2.91, 2.72, 2.71), 0.05),
         )
     ),
-    Target('figure6/oracle', 'sinusoid/oracle', {'baseline': 'oracle'}, SINUSOID_TESTS, hours=0.01),
+    Target('figure6/oracle', 'sinusoid/oracle', {'baseline': 'oracle'}, SINUSOID_TESTS, (1, 5, 10), hours=0.01),
     image_target('omniglot_5way_1shot', 'context', 94.9, 0.9, 2.5, **OMNIGLOT, update_batch_size=1, baseline='context'),
     image_target('omniglot_5way_5shot', 'context', 97.7, 0.3, 7, **OMNIGLOT, update_batch_size=5, baseline='context'),
     *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
@@ -136,7 +125,7 @@ FIGURES = {  # the data sources that each shows
     'figure5': ['cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
 }
 GROUPS = {
-    'all': [target.name for target in TARGETS if not target.missing],
+    'all': [target.name for target in TARGETS],
     **dict.fromkeys(
         ('figure2', 'figure3', 'figure6', 'figure7'),
         [t.name for t in TARGETS if t.run in ('sinusoid/maml', 'sinusoid/pretrain', 'sinusoid/oracle')],
@@ -146,6 +135,7 @@ GROUPS = {
     'queue': [
         'table1/omniglot_5way_1shot_noconv',
         'table1/omniglot_5way_5shot_noconv',
+        'table3/omniglot_5way_1shot_context',
         'table1/omniglot_5way_5shot',
         'table1/miniimagenet_5way_1shot_first_order',
         *(f'figure5/{source}/maml' for source in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')),
@@ -154,6 +144,7 @@ GROUPS = {
             for s in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')
             for m in ('pretrain', 'oracle')
         ),
+        'table3/omniglot_5way_5shot_context',
         'table1/miniimagenet_5way_1shot',
         'table1/omniglot_20way_1shot',
         'table1/miniimagenet_5way_5shot_first_order',
@@ -196,13 +187,10 @@ PROTOCOL = (
 def papers(config):
     """Return the paper's values for the test with these settings by number of steps; empty where it has none."""
     for target in TARGETS:
-        if not target.missing:
-            flags = {**target.flags, **target.tests[0][1], 'train': False}
-            settings, _ = main.read_flags(arguments(flags))
-            if all(getattr(settings, name, None) == getattr(config, name, None) for name in PROTOCOL):
-                return {
-                    step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates
-                }
+        flags = {**target.flags, **target.tests[0][1], 'train': False}
+        settings, _ = main.read_flags(arguments(flags))
+        if all(getattr(settings, name, None) == getattr(config, name, None) for name in PROTOCOL):
+            return {step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates}
     return {}
 
 

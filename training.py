@@ -57,6 +57,7 @@ def run(config, origins, threads, folder, paper):
             tested['regressors'] = multitask.read_record(os.path.dirname(tested['checkpoint']))
         if config.update_lr_grid:
             tested['tuned'] = tune(config, model, data['test'])
+            tested['settings']['update_lr'] = config.update_lr
         test(config, model, data['test'], folder, tested, paper)
 
 
