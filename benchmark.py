@@ -302,7 +302,7 @@ def main():
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
     parser.add_argument('--out', help='write the rows to this JSON file')
     parser.add_argument('--compare', help='JSON file of an earlier run to stand beside')
-    with runtime.in_one_line('benchmark.py'):
+    with runtime.in_one_line():
         run(parser.parse_args())
 
 
@@ -311,8 +311,8 @@ def run(options):
     earlier = read_times(options.compare) if options.compare else {}
     if options.data_dir and not os.path.isdir(options.data_dir):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
-    if options.out:
-        open(options.out, 'a').close()
+    if options.out and not os.access(os.path.dirname(options.out) or '.', os.W_OK):
+        raise runtime.UserError(f'--out={options.out} is in no folder that can be written to: name another')
     names, rows = [options.only] if options.only else [*EXPERIMENTS, *RL], []
     if names[0] in EXPERIMENTS:
         header = 'ms      min    n  GFLOP/s  GEMM step/GEMM    GB 1st step drawing waiting  60,000 1st order'
@@ -320,7 +320,9 @@ def run(options):
     for name in names:
         for first_order in [None] if name in RL else [False, True]:
             began, before = time.time(), earlier.get((name, first_order))
-            with multiprocessing.get_context('spawn').Pool(1) as pool:  # a process that has not loaded TensorFlow yet
+            with runtime.ctrl_c_deferred():
+                pool = multiprocessing.get_context('spawn').Pool(1)  # a process that has not loaded TensorFlow yet
+            with pool:
                 if name in RL:
                     row = pool.apply(measure_rl, (name, options))
                 else:
@@ -329,7 +331,7 @@ def run(options):
             rows.append(row)
             print(rl_lines(row, before) if name in RL else supervised_line(row, before), flush=True)
     if options.out:
-        with open(options.out, 'w') as file:
+        with runtime.replacing(options.out) as file:
             json.dump({'cores': os.cpu_count(), 'python': sys.version.split()[0], 'rows': rows}, file, indent=1)
 
 

@@ -17,11 +17,12 @@ import sys
 import textwrap
 import types
 
-from absl import flags
-
 import experiments
 import runtime
 from runtime import UserError
+
+with runtime.in_one_line():  # the first of what must be installed
+    from absl import flags
 
 FLAGS = flags.FlagValues()
 boolean, enum, integer, number, text = (
@@ -248,7 +249,7 @@ CONTRADICTIONS = {
 
 
 def main():
-    with runtime.in_one_line('main.py'):
+    with runtime.in_one_line():
         run(*read_flags(sys.argv[1:]))
 
 

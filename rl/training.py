@@ -21,7 +21,7 @@ from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
 from run import Run, history
-from runtime import UserError, replacing
+from runtime import UserError, not_written, replacing
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = ('iteration', *MetaIteration._fields[1:])
@@ -99,7 +99,7 @@ def train(config, origins, model, folder, threads):
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         print_settings(config, origins, threads)
         best = best_return(folder, run.iteration)
-        rows = run.exits.enter_context(progress_file(folder, run.iteration))
+        begin_progress(folder, run.iteration)
         while run.goes_on():
             iteration = run.iteration
             sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
@@ -117,8 +117,7 @@ def train(config, origins, model, folder, threads):
                 path = os.path.join(folder, checkpoint.BEST)
                 checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
             model.theta = theta
-            csv.writer(rows).writerow([iteration, *values])
-            rows.flush()
+            append_progress(folder, [iteration, *values])
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             tqdm.write(
@@ -147,8 +146,8 @@ def best_return(folder, iteration):
     return checkpoint.numbers(checkpoint.read(path)).get('average_return', -math.inf)
 
 
-def progress_file(folder, iteration):
-    """Open progress.csv for further rows; those of iterations that will be done again are dropped."""
+def begin_progress(folder, iteration):
+    """Make progress.csv, or drop from it the rows of iterations that will be done again."""
     path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
         with open(path, errors='replace') as file:
@@ -156,7 +155,16 @@ def progress_file(folder, iteration):
         kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < iteration]
     with replacing(path, newline='') as file:
         csv.writer(file).writerows([METRICS, *kept])
-    return open(path, 'a', newline='')
+
+
+def append_progress(folder, row):
+    """Add a row to progress.csv; UserError where it cannot be written."""
+    path = os.path.join(folder, 'progress.csv')
+    try:
+        with open(path, 'a', newline='') as file:
+            csv.writer(file).writerow(row)
+    except OSError as error:
+        raise not_written(path, error.strerror) from None
 
 
 def load_for_test(config, model, folder):
