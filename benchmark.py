@@ -258,6 +258,14 @@ def measure_rl(name, options):
     return {**row, 'over_limit': row['seconds'] / row['limit_s'], 'memory_gb': memory / 1e6}
 
 
+def in_a_process(function, *arguments):
+    """Return function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
+    with runtime.ctrl_c_deferred():
+        pool = multiprocessing.get_context('spawn').Pool(1)
+    with pool:
+        return pool.apply(function, arguments)
+
+
 def supervised_line(row, earlier):
     """Return a row of the supervised table; earlier: the milliseconds of an earlier run, None where there are none."""
     label = ('  first order' if row['first_order'] else row['experiment']) + ('' if row['real_images'] else ' (random)')
@@ -320,14 +328,11 @@ def run(options):
     for name in names:
         for first_order in [None] if name in RL else [False, True]:
             began, before = time.time(), earlier.get((name, first_order))
-            with runtime.ctrl_c_deferred():
-                pool = multiprocessing.get_context('spawn').Pool(1)  # a process that has not loaded TensorFlow yet
-            with pool:
-                if name in RL:
-                    row = pool.apply(measure_rl, (name, options))
-                else:
-                    row = pool.apply(measure, (name, first_order, options, began))
-                    row['over_second_order'] = row['ms'] / rows[-1]['ms'] if first_order else None
+            if name in RL:
+                row = in_a_process(measure_rl, name, options)
+            else:
+                row = in_a_process(measure, name, first_order, options, began)
+                row['over_second_order'] = row['ms'] / rows[-1]['ms'] if first_order else None
             rows.append(row)
             print(rl_lines(row, before) if name in RL else supervised_line(row, before), flush=True)
     if options.out:
