@@ -53,9 +53,9 @@ PAPER = [
         (
             {'datasource': 'sinusoid', 'baseline': baseline, 'update_lr': None},
             dict(update_lr_grid=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]),
-            'section 5.1: tuned automatically (the grid: our choice)',
+            'section 5.1: tuned automatically (the grid, and that it holds for the oracle: our choice)',
         )
-        for baseline in ('pretrain', *MULTITASK)
+        for baseline in ('pretrain', 'oracle', *MULTITASK)
     ],
     ({'rl': False}, dict(num_classes=5, pretrain_iterations=0, meta_lr=0.001), 'maml: main.py:41-62'),
     ({'rl': False}, dict(num_filters=64, conv=True, max_pool=False), 'maml: main.py:41-62'),
