@@ -33,6 +33,7 @@ FREE = {
     *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
+    'random_policies',
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {

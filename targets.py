@@ -62,7 +62,9 @@ def rl_targets(figures):
     for source, hour in hours.items():
         for method in ('maml', 'pretrain', 'random', 'oracle'):
             curve = figures[source][method]
-            workers = {} if source == 'point' or f'{source}/{method}' in PAPERS_WORKERS else ONE_WORKER
+            workers = (
+                {} if source == 'point' or f'{source}/{method}' in PAPERS_WORKERS or method == 'random' else ONE_WORKER
+            )
             yield Target(
                 f'figure5/{source}/{method}',
                 f'{source}/{method}',
