@@ -378,7 +378,7 @@ def write(figure, *paths):
         kind = path.suffix[1:]
         if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f'{path}: a picture ends in .png, .svg or .pdf')
-        with runtime.replacing(str(path), 'wb') as file:
+        with runtime.replacing(path, 'wb') as file:
             figure.savefig(file, format=kind, metadata={'Date': None} if kind == 'svg' else None)
 
 
