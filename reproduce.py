@@ -40,6 +40,7 @@ def check(work, tasks):
     weights = next(p for p in (work.folder / 'weights.npz', work.folder / 'best.npz') if p.exists())
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, 'w') as nowhere:
         flags = {'train': False, 'log': False, 'init_from': weights, 'num_test_tasks': tasks}
+        flags |= {'update_lr': result['settings']['update_lr']} if 'tuned' in result else {}  # not to be tuned on a few
         config, origins = work.settings(**flags, **work.target.tests[0][1])
         with contextlib.redirect_stdout(nowhere):
             main.run(config, origins, folder)
