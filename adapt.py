@@ -45,8 +45,8 @@ def run(config):
     print(f'adapted to {images}, in {config.test_num_updates} steps of {size}')
     if config.save_adapted:
         os.makedirs(os.path.dirname(config.save_adapted) or '.', exist_ok=True)
-        arrays = {f'weights/{name}': value.numpy() for name, value in theta.items()}
-        checkpoint.write_arrays(config.save_adapted, {'iteration': 0, **arrays})
+        with replacing(config.save_adapted, 'wb') as file:
+            np.savez(file, iteration=0, **{f'weights/{name}': value.numpy() for name, value in theta.items()})
         print(f'adapted weights: {config.save_adapted}')
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))

@@ -18,7 +18,7 @@ from images import SPLITS, TooFew, load_folders
 
 TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
-FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
+FULL_SIZE = {'omniglot': [(1623, 20)] * 3, 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
 def prefetched(batch, first):
@@ -157,13 +157,8 @@ class ImageGenerator:
         labels = rng.permuted(np.broadcast_to(np.arange(ways), [num_tasks, samples, ways]), axis=2)
         examples = np.take_along_axis(examples.swapaxes(1, 2), labels, 2).reshape(num_tasks, -1)
         labels = np.eye(ways, dtype=np.float32)[labels.reshape(num_tasks, -1)]
-        support = ways * self.update_batch_size
-        return (
-            self.images[examples[:, :support]],
-            labels[:, :support],
-            self.images[examples[:, support:]],
-            labels[:, support:],
-        )
+        (a, b), (labela, labelb) = (np.split(part, [ways * self.update_batch_size], 1) for part in (examples, labels))
+        return self.images[a], labela, self.images[b], labelb
 
 
 def choose(keys, number):
@@ -186,25 +181,16 @@ def image_generators(
     """
     generators, data_dir = {}, pathlib.Path(os.path.expanduser(data_dir))
     for split in splits:
+        sizes = num_classes, update_batch_size, query[split]
         try:
-            images, classes, digest = load_enough(
-                datasource, source, data_dir, split, num_classes, update_batch_size, query[split]
-            )
+            images, classes, digest = load_enough(datasource, source, data_dir, split, *sizes)
         except TooFew as error:
             if split not in optional:
                 raise
             print(f'warning: training goes on without the {split} split: {error}', file=sys.stderr)
             continue
-        generators[split] = ImageGenerator(
-            images,
-            classes,
-            num_classes,
-            update_batch_size,
-            query[split],
-            meta_batch_size,
-            datasource == 'omniglot',
-            seed,
-        )
+        rotations = datasource == 'omniglot'
+        generators[split] = ImageGenerator(images, classes, *sizes, meta_batch_size, rotations, seed)
         generators[split].digest = digest  # tells which files these are
     return generators
 
@@ -238,27 +224,19 @@ def load_split(datasource, source, data_dir, split):
     how = dict(invert=datasource == 'omniglot', own=datasource == 'images')
     images, classes, names, digest = load_folders(folder, source.depth, source.img_size, source.channels, **how)
     if datasource in FULL_SIZE:
-        warn_if_smaller(folder, classes, *FULL_SIZE[datasource][0 if source.split else part])
-    if source.split:
-        order, total = list(range(len(classes))), sum(source.split)
-        random.Random(1).shuffle(order)
-        cuts = [round(len(order) * sum(source.split[:i]) / total) for i in (part, part + 1)]
-        order = order[cuts[0] : cuts[1]]
-        ends = np.cumsum([0] + [len(classes[i]) for i in order])
-        return (
-            np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
-            [range(*ends[i : i + 2]) for i in range(len(order))],
-            [names[i] for i in order],
-            digest,
-        )
-    return images, classes, names, digest
-
-
-def warn_if_smaller(folder, classes, num_classes, num_images):
-    """Say on stderr when the data is not the whole published set."""
-    if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
-        print(
-            f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
-            f'{num_classes} x {num_images}: results will not compare with the paper',
-            file=sys.stderr,
-        )
+        num_classes, num_images = FULL_SIZE[datasource][part]
+        if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
+            print(
+                f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
+                f'{num_classes} x {num_images}: results will not compare with the paper',
+                file=sys.stderr,
+            )
+    if not source.split:
+        return images, classes, names, digest
+    order = list(range(len(classes)))
+    random.Random(1).shuffle(order)
+    cuts = [round(len(order) * sum(source.split[:i]) / sum(source.split)) for i in (part, part + 1)]
+    order = order[slice(*cuts)]
+    ends = np.cumsum([0] + [len(classes[i]) for i in order])
+    images = np.concatenate([images[classes[i]] for i in order] or [images[:0]])
+    return images, [range(*ends[i : i + 2]) for i in range(len(order))], [names[i] for i in order], digest

@@ -12,6 +12,7 @@ are means over all iterations since the line before, else from TensorBoard's sum
 
 import argparse
 import collections
+import contextlib
 import csv
 import json
 import math
@@ -20,14 +21,15 @@ import re
 import textwrap
 import types
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-
 import runtime
 from experiments import SOURCES
 from runtime import UserError
 from targets import FIGURES, ROOT, papers
+
+with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
 
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008).
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'
@@ -84,7 +86,7 @@ def find(root, sources, seed):
     """Return the results of the paper's tests (not of those with other numbers of tasks or steps) of data sources."""
     runs = [root / source / (method or 'maml') / f'seed{seed}' for source in sources for method in METHODS]
     paths = [path for run in runs for path in sorted(run.glob('test*.json'))]
-    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+', path.stem)]
+    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+(_policies1)?', path.stem)]
 
 
 def ordered(results):
@@ -400,7 +402,7 @@ def write(figure, *paths):
         kind = path.suffix[1:]
         if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f'{path}: a picture ends in .png, .svg or .pdf')
-        with runtime.replacing(str(path), 'wb') as file:
+        with runtime.replacing(path, 'wb') as file:
             figure.savefig(file, format=kind, metadata={'Date': None} if kind == 'svg' else None)
 
 
@@ -419,7 +421,7 @@ def main(arguments=None):
     parser.add_argument('--out', help='the picture of curve or returns, .png, .svg or .pdf')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where tests and figures are')
     parser.add_argument('--seed', type=int, default=1, help='of the tests in --results (default: %(default)s)')
-    with runtime.in_one_line('figures.py'):
+    with runtime.in_one_line():
         parser.error = fail
         options = parser.parse_intermixed_args(arguments)  # --out may stand before or after
         kind, *paths = options.what or ['']

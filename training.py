@@ -30,7 +30,8 @@ from utils import accuracy, mse, xent
 
 SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
-JUMP = 1e4  # times the usual loss, of which Adam's second moments take thousands of iterations to recover
+# Times the usual loss: its square stays in Adam's second moments for 1,000 ln(JUMP² / 1,000) iterations and more.
+JUMP = 100
 TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
 
 
@@ -57,8 +58,9 @@ def run(config, origins, threads, folder, paper):
         tested = history(config, *load_for_test(config, model, folder))
         if not config.train:
             print_settings(config, origins, threads)
-        if config.baseline in MULTITASK:
-            tested['regressors'] = multitask.read_record(os.path.dirname(tested['checkpoint']))
+        record = os.path.join(os.path.dirname(tested['checkpoint']), multitask.RECORD)
+        if config.baseline in MULTITASK and os.path.exists(record):
+            tested['regressors'] = multitask.read_record(record)
         if config.update_lr_grid:
             tested['tuned'] = tune(config, model, data['test'])
             tested['settings']['update_lr'] = config.update_lr

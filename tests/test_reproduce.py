@@ -134,7 +134,7 @@ def test_groups_and_the_queue_name_targets():
     ],
 )
 def test_within_is_either_interval(paper, interval, mean, ci95, agrees):
-    target = Target('t', paper=(paper,), interval=(interval,))
+    target = Target('t', '', {}, (), (1,), (paper,), (interval,))
     assert tables.agreement(target, [(mean, ci95)]) == ('within' if agrees else 'outside')
 
 
@@ -149,6 +149,8 @@ def test_several_seeds_are_averaged(done, monkeypatch):
 def test_the_tables_are_up_to_date():
     for path, text in tables.tables(RESULTS):
         assert path.read_text() == text, f'{path}: run python reproduce.py --table'
+    written = command('--table')  # the same again
+    assert written.returncode == 0 and written.stdout.count('written: ') == 2, written.stderr
 
 
 def test_a_number_of_other_weights_is_found(done, tmp_path):
