@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from runtime import UserError, replacing
 
-MAX_TO_KEEP = 10  # maml: main.py:294
 BEST = 'best.npz'  # of reinforcement learning: the weights with the best average return
 PACKED = 'weights.npz'
 
@@ -30,14 +29,14 @@ def variables(model):
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
 
-def save(folder, model, **numbers):
-    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten.
+def save(folder, model, max_to_keep=10, **numbers):
+    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest max_to_keep.
 
     numbers: the iteration, and what else is to be kept with it (`write`).
     """
     path = os.path.join(folder, f'model{numbers["iteration"]}.npz')
     write(path, model, **numbers)
-    for old in find(folder)[MAX_TO_KEEP:]:
+    for old in find(folder)[max_to_keep:]:
         os.remove(old)
     return path
 

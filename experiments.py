@@ -262,9 +262,8 @@ def unused(config):
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
     if config.train and config.baseline != 'random':
         return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
-    return names | {
-        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'resume')
-    }
+    names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
+    return names | {'resume'}
 
 
 def run_name(config):

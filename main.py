@@ -100,6 +100,7 @@ boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
+integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
 boolean('train', True, 'True to train (and then test), False to test.')
 integer(
     'test_iter',
@@ -153,7 +154,7 @@ LIMITS = [
     (
         ['meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'test_update_batch_size', 'num_filters']
         + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers']
-        + ['random_policies'],
+        + ['random_policies', 'max_to_keep'],
         lambda value: value >= 1,
         '1 or more',
     ),
