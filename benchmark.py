@@ -25,11 +25,13 @@ import statistics
 import sys
 import time
 
-import numpy as np
-
-import experiments
 import runtime
-from main import read_flags
+
+with runtime.in_one_line():  # what must be installed
+    import numpy as np
+
+    import experiments
+    from main import read_flags
 
 EXPERIMENTS = {
     'sinusoid': dict(datasource='sinusoid'),

@@ -332,13 +332,22 @@ def test_a_random_policy_needs_no_training(tmp_path):
         assert film.n_frames > 50 and film.size == (402, 230)
 
 
-def test_random_is_the_mean_over_untrained_policies(tmp_path):
+def test_random_is_the_mean_over_untrained_policies(tmp_path, monkeypatch):
+    measured, thetas = evaluation.adapt_and_measure, []
+
+    def noted(model, *arguments):
+        thetas.append(model.theta)
+        return measured(model, *arguments)
+
+    monkeypatch.setattr(evaluation, 'adapt_and_measure', noted)
     assert settings(baseline='random').random_policies == 30 and settings().random_policies is None
     flags = dict(baseline='random', metatrain_iterations=None, train=False, test_num_updates=1)
     one, three = (result(run_here(tmp_path / str(n), **flags, random_policies=n)[1]) for n in (1, 3))
     per_policy = np.array(three['per_policy'])  # [columns][policies], each the mean over its tasks
     np.testing.assert_allclose(per_policy[:, 0], one['mean'], rtol=1e-6)
-    assert len(np.unique(per_policy[0])) == 3
+    policy = training.make_model(settings(**flags), threads=2).policy
+    for theta, seed in zip(thetas, (1, 1, 2, 3), strict=True):
+        np.testing.assert_array_equal(theta, np.concatenate([np.ravel(w) for w in policy.init(seed).values()]))
     np.testing.assert_allclose(three['mean'], per_policy.mean(1), rtol=1e-6)
     np.testing.assert_allclose(three['ci95'], 1.96 * per_policy.std(1, ddof=1) / np.sqrt(3), rtol=1e-6)
 
