@@ -245,7 +245,11 @@ def unused(config):
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
     if config.train and config.baseline != 'random':
-        return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
+        return (
+            names
+            | {'train_update_batch_size', 'train_update_lr'}
+            | ({'test_iter'} if config.test_iter == -1 else set())
+        )
     return names | {
         *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'resume')
     }

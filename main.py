@@ -85,11 +85,11 @@ text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
 boolean('train', True, 'True to train (and then test), False to test.')
-integer(
+text(
     'test_iter',
-    -1,
-    'iteration of the checkpoint to test (-1 for the latest; reinforcement learning: for the one with the best average '
-    'return).',
+    '-1',
+    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set (images). Reinforcement '
+    'learning: -1 and best are the one with the best average return.',
 )
 boolean('test_set', False, 'test on the test set, not on the validation set.')
 integer('num_test_tasks', None, 'number of tasks in a test.')
@@ -159,7 +159,16 @@ LIMITS = [
 # Kind of learning (None: both), what must not be, and what to do about it. c: all settings; c.given: names of the flags
 # that the user set; c.image: whether the tasks are made of images.
 CONTRADICTIONS = [
-    (None, lambda c: c.train and c.test_iter > 0, '--test_iter names a checkpoint to test: add --train=False'),
+    (
+        None,
+        lambda c: c.train and c.test_iter not in (-1, 'best'),
+        '--test_iter={test_iter} names a checkpoint to test: add --train=False',
+    ),
+    (
+        'supervised',
+        lambda c: c.test_iter == 'best' and not c.image,
+        '--test_iter=best needs a validation set, which sinusoids have not: drop it',
+    ),
     ('supervised', lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
     ('supervised', lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
     (
@@ -245,7 +254,7 @@ CONTRADICTIONS = [
     ),
     (
         'rl',
-        lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0),
+        lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
         '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
     ),
     (
@@ -305,6 +314,7 @@ def read_flags(arguments):
     for name in ('data_dir', 'init_from', 'logdir', 'video'):
         given[name] = given[name] and os.path.expanduser(given[name])
     source = experiments.SOURCES[given['datasource']]
+    given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
     try:
         given['update_lr_grid'] = [float(value) for value in given['update_lr_grid'] or ()] or None
     except ValueError as error:
@@ -319,6 +329,16 @@ def read_flags(arguments):
     resolved, origins = experiments.resolve(given)
     check(resolved, set_by_user, source)
     return types.SimpleNamespace(**resolved), origins
+
+
+def which_checkpoint(value, rl):
+    """Return --test_iter as a number or 'best'; -1 stands for what the paper's protocol tests."""
+    if value == 'best':
+        return -1 if rl else value
+    try:
+        return max(int(value), -1) or -1
+    except ValueError:
+        raise UserError(f'--test_iter={value} names no checkpoint: give an iteration, -1 or best') from None
 
 
 def check(values, given, source):
