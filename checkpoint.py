@@ -25,10 +25,8 @@ def variables(model):
 
     A model has `weights`, a dictionary of variables, and maybe the two optimisers of maml.py; TRPO has no slots.
     """
-    optimisers = {
-        name: getattr(model, name).slots for name in ('pretrain_adam', 'metatrain_adam') if hasattr(model, name)
-    }
-    groups = {'weights': model.weights, **optimisers}
+    groups = {'weights': model.weights}
+    groups |= {name: getattr(model, name).slots for name in ('pretrain_adam', 'metatrain_adam') if hasattr(model, name)}
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
 
@@ -46,13 +44,8 @@ def save(folder, model, **numbers):
 
 def write(path, model, **numbers):
     """Write the state of `model`, and `numbers`, to a file that is there whole or not at all."""
-    write_arrays(path, {**numbers, **{name: variable.numpy() for name, variable in variables(model).items()}})
-
-
-def write_arrays(path, arrays):
-    """Write `arrays` by name to a file that is there whole or not at all."""
     with replacing(path, 'wb') as file:
-        np.savez(file, **arrays)
+        np.savez(file, **numbers, **{name: variable.numpy() for name, variable in variables(model).items()})
 
 
 def pack(folder, take_best):
@@ -66,17 +59,19 @@ def pack(folder, take_best):
     arrays = read(best) if take_best and os.path.exists(best) else last
     kept = {name: array for name, array in arrays.items() if '/' not in name or name.startswith('weights/')}
     kept |= {'trained': last['iteration'], 'seconds': last.get('seconds', np.nan)}
-    write_arrays(os.path.join(folder, PACKED), kept)
+    with replacing(os.path.join(folder, PACKED), 'wb') as file:
+        np.savez(file, **kept)
     for path in [*find(folder), best]:
         if os.path.exists(path):
             os.remove(path)
 
 
-def find(folder):
-    """List the paths of the checkpoints in `folder`, newest first."""
+def find(folder, packed=False):
+    """List the paths of the checkpoints in `folder`, newest first; with `packed`, where there are none, its weights."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     numbers = sorted((int(m[1]) for m in map(re.compile(r'model(\d+)\.npz').fullmatch, names) if m), reverse=True)
-    return [os.path.join(folder, f'model{number}.npz') for number in numbers]
+    found = [f'model{number}.npz' for number in numbers] or ([PACKED] if packed and PACKED in names else [])
+    return [os.path.join(folder, name) for name in found]
 
 
 def read(path):
@@ -131,29 +126,29 @@ def best_so_far(folder, iteration, name):
 
 def done(folder):
     """Return the number of iterations that the run in `folder` has done, and the seconds they took (NaN: not known)."""
-    if not exists(folder):
+    paths = find(folder, packed=True)
+    if not paths:
         return 0, 0.0
-    path = (find(folder) or [os.path.join(folder, PACKED)])[0]
-    state = numbers(read(path))
+    state = numbers(read(paths[0]))
     return state.get('trained', state['iteration']), state.get('seconds', np.nan)
 
 
 def exists(folder):
     """Return whether `folder` has the checkpoints of a run, or its packed weights."""
-    return bool(find(folder)) or os.path.exists(os.path.join(folder, PACKED))
+    return bool(find(folder, packed=True))
 
 
-def restore_latest(folder, model, report=print):
+def restore_latest(folder, model):
     """Restore the newest sound checkpoint in `folder`, else the packed weights; return its path and numbers.
 
     Damaged ones are named and passed over; UserError when all are. (None, {}) where there is none.
     """
-    paths = find(folder) or [path for path in [os.path.join(folder, PACKED)] if os.path.exists(path)]
+    paths = find(folder, packed=True)
     for path in paths:
         try:
             return path, restore(path, model)
         except UserError as error:
-            report(f'skipped: {error}')
+            print(f'skipped: {error}')
     if paths:
         raise UserError(f'no checkpoint in {folder} can be used: remove the folder or choose another --logdir')
     return None, {}

@@ -19,7 +19,7 @@ from images import TooFew, load_folders
 TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
 OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
-FULL_SIZE = {'omniglot': [(1623, 20)], 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
+FULL_SIZE = {'omniglot': [(1623, 20)] * 3, 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
 def prefetched(batch, first):
@@ -158,13 +158,8 @@ class ImageGenerator:
         labels = rng.permuted(np.broadcast_to(np.arange(ways), [num_tasks, samples, ways]), axis=2)
         examples = np.take_along_axis(examples.swapaxes(1, 2), labels, 2).reshape(num_tasks, -1)
         labels = np.eye(ways, dtype=np.float32)[labels.reshape(num_tasks, -1)]
-        support = ways * self.update_batch_size
-        return (
-            self.images[examples[:, :support]],
-            labels[:, :support],
-            self.images[examples[:, support:]],
-            labels[:, support:],
-        )
+        (a, b), (labela, labelb) = (np.split(part, [ways * self.update_batch_size], 1) for part in (examples, labels))
+        return self.images[a], labela, self.images[b], labelb
 
 
 def choose(keys, number):
@@ -187,25 +182,16 @@ def image_generators(
     """
     generators, data_dir = {}, pathlib.Path(os.path.expanduser(data_dir))
     for split in splits:
+        sizes = num_classes, update_batch_size, query[split]
         try:
-            images, classes, digest = load_enough(
-                datasource, source, data_dir, split, num_classes, update_batch_size, query[split]
-            )
+            images, classes, digest = load_enough(datasource, source, data_dir, split, *sizes)
         except TooFew as error:
             if split not in optional:
                 raise
             print(f'warning: training goes on without the {split} split: {error}', file=sys.stderr)
             continue
-        generators[split] = ImageGenerator(
-            images,
-            classes,
-            num_classes,
-            update_batch_size,
-            query[split],
-            meta_batch_size,
-            datasource == 'omniglot',
-            seed,
-        )
+        rotations = datasource == 'omniglot'
+        generators[split] = ImageGenerator(images, classes, *sizes, meta_batch_size, rotations, seed)
         generators[split].digest = digest  # tells which files these are
     return generators
 
@@ -234,32 +220,24 @@ def load_split(datasource, source, data_dir, split):
     Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
     sets: in that proportion); MiniImagenet has a folder for each split.
     """
-    part = ['train', 'val', 'test'].index(split)
-    if datasource == 'omniglot':
-        images, classes, names, digest = load_folders(data_dir, 2, source.img_size, source.channels, invert=True)
-        warn_if_smaller(data_dir, classes, *FULL_SIZE[datasource][0])
-        order = list(range(len(classes)))
-        random.Random(1).shuffle(order)
-        total = sum(OMNIGLOT_SPLIT)
-        cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / total) for i in (part, part + 1)]
-        order = order[cuts[0] : cuts[1]]
-        ends = np.cumsum([0] + [len(classes[i]) for i in order])
-        return (
-            np.concatenate([images[classes[i]] for i in order] or [images[:0]]),
-            [range(*ends[i : i + 2]) for i in range(len(order))],
-            [names[i] for i in order],
-            digest,
-        )
-    images, classes, names, digest = load_folders(data_dir / split, 1, source.img_size, source.channels)
-    warn_if_smaller(data_dir / split, classes, *FULL_SIZE[datasource][part])
-    return images, classes, names, digest
-
-
-def warn_if_smaller(folder, classes, num_classes, num_images):
-    """Say on stderr when the data is not the whole published set."""
+    part, omniglot = ['train', 'val', 'test'].index(split), datasource == 'omniglot'
+    folder = data_dir if omniglot else data_dir / split
+    images, classes, names, digest = load_folders(
+        folder, 1 + omniglot, source.img_size, source.channels, invert=omniglot
+    )
+    num_classes, num_images = FULL_SIZE[datasource][part]
     if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
         print(
             f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
             f'{num_classes} x {num_images}: results will not compare with the paper',
             file=sys.stderr,
         )
+    if not omniglot:
+        return images, classes, names, digest
+    order = list(range(len(classes)))
+    random.Random(1).shuffle(order)
+    cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / sum(OMNIGLOT_SPLIT)) for i in (part, part + 1)]
+    order = order[slice(*cuts)]
+    ends = np.cumsum([0] + [len(classes[i]) for i in order])
+    images = np.concatenate([images[classes[i]] for i in order] or [images[:0]])
+    return images, [range(*ends[i : i + 2]) for i in range(len(order))], [names[i] for i in order], digest

@@ -1,8 +1,5 @@
 """Training on several devices or hosts with tf.distribute: the tasks of a meta-batch are divided over the replicas.
 
-    --distribute=mirrored       all devices of this machine
-    --distribute=multiworker    several processes or hosts, described by the environment variable TF_CONFIG
-
 The mathematics stays in maml.py: its outer step averages gradients over the replicas, whatever their number.
 """
 
@@ -41,16 +38,7 @@ def make_strategy(kind, meta_batch_size):
 
 def is_chief(strategy):
     """Return whether this process is the one that reads and writes files, prints and tests."""
-    resolver = strategy.cluster_resolver
-    return (
-        resolver is None
-        or resolver.task_type in (None, 'chief')
-        or (
-            resolver.task_type == 'worker'
-            and resolver.task_id == 0
-            and not resolver.cluster_spec().as_dict().get('chief')
-        )
-    )
+    return strategy.extended.should_checkpoint
 
 
 def block_trainer(strategy, model):

@@ -12,6 +12,7 @@ are means over all iterations since the line before, else from TensorBoard's sum
 
 import argparse
 import collections
+import contextlib
 import csv
 import json
 import math
@@ -20,14 +21,15 @@ import re
 import textwrap
 import types
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-
 import runtime
 from experiments import SOURCES
 from runtime import UserError
 from targets import FIGURES, ROOT, papers
+
+with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
+    import matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
 
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008).
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'
@@ -395,7 +397,7 @@ def main(arguments=None):
     parser.add_argument('--out', help='the picture of curve or returns, .png, .svg or .pdf')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where tests and figures are')
     parser.add_argument('--seed', type=int, default=1, help='of the tests in --results (default: %(default)s)')
-    with runtime.in_one_line('figures.py'):
+    with runtime.in_one_line():
         parser.error = fail
         options = parser.parse_intermixed_args(arguments)  # --out may stand before or after
         kind, *paths = options.what or ['']

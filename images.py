@@ -44,7 +44,12 @@ def load_folders(folder, depth, img_size, channels, invert=False):
         raise TooFew(f'no images in {folder}: prepare the data first (see data/README.md) or set --data_dir')
     digest, content = hashlib.sha256(f'{img_size} {channels} {invert}'.encode()), hashlib.sha256()
     for file in files:
-        status, name = file_status(file), file.removeprefix(f'{folder}{os.sep}')
+        try:
+            status, name = os.stat(file), file.removeprefix(f'{folder}{os.sep}')
+        except OSError as error:
+            raise UserError(f'{file} cannot be read ({error.strerror}): mend or remove it') from None
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f'{file} is not a file, though called like an image: rename or remove it')
         digest.update(os.fsencode(f'{name} {status.st_size} {status.st_mtime_ns}\n'))
         content.update(os.fsencode(f'{name} {status.st_size}\n'))
     remove_leftovers(folder)
@@ -75,17 +80,6 @@ def entries(folder):
     except OSError as error:
         raise UserError(f'{folder} cannot be read ({error.strerror}): mend or remove it') from None
     return sorted(found, key=lambda entry: entry.name)
-
-
-def file_status(file):
-    """Return the size, times and so on of what must be a file."""
-    try:
-        status = os.stat(file)
-    except OSError as error:
-        raise UserError(f'{file} cannot be read ({error.strerror}): mend or remove it') from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f'{file} is not a file, though called like an image: rename or remove it')
-    return status
 
 
 def read_cache(cache, shape):
@@ -124,10 +118,9 @@ def write_cache(cache, images):
     finally:
         with contextlib.suppress(OSError):  # as a rule it is gone, renamed
             temporary.unlink()
-    for old in cache.parent.glob('cache-*.npy'):
-        if old != cache:
-            with contextlib.suppress(OSError):
-                old.unlink()
+    for old in set(cache.parent.glob('cache-*.npy')) - {cache}:
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def npy_header(shape):

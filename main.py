@@ -17,11 +17,12 @@ import sys
 import textwrap
 import types
 
-from absl import flags
-
 import experiments
 import runtime
 from runtime import UserError
+
+with runtime.in_one_line():  # the first of what must be installed
+    from absl import flags
 
 FLAGS = flags.FlagValues()
 boolean, enum, integer, number, text = (
@@ -121,15 +122,8 @@ boolean('help', False, 'show this help.', short_name='h')
 # Flags of one kind of learning, refused with the data sources of the other kind.
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
-    *(
-        'max_pool',
-        'test_set',
-        'test_query',
-        'train_update_batch_size',
-        'train_update_lr',
-        'update_lr_grid',
-        'distribute',
-    ),
+    *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
+    'distribute',
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -156,125 +150,115 @@ LIMITS = [
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
-# Kind of learning (None: both), what must not be, and what to do about it. c: all settings; c.given: names of the flags
-# that the user set; c.image: whether the tasks are made of images.
-CONTRADICTIONS = [
-    (
-        None,
-        lambda c: c.train and c.test_iter not in (-1, 'best'),
-        '--test_iter={test_iter} names a checkpoint to test: add --train=False',
-    ),
-    (
-        'supervised',
-        lambda c: c.test_iter == 'best' and not c.image,
-        '--test_iter=best needs a validation set, which sinusoids have not: drop it',
-    ),
-    ('supervised', lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
-    ('supervised', lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
-    (
-        'supervised',
-        lambda c: c.baseline == 'random' or (c.baseline == 'context' and not c.image),
-        '--baseline={baseline} is not for --datasource={datasource}: drop it or choose another --datasource',
-    ),
-    (
-        'supervised',
-        lambda c: c.baseline not in (None, 'context') and c.image,
-        '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
-        '--datasource=sinusoid',
-    ),
-    *(
+
+def without(names, why, applies):
+    """Return the rows of CONTRADICTIONS for flags that must be left alone, for a reason, where it `applies`."""
+    return [
+        (lambda c, name=name: applies(c) and name in c.given and getattr(c, name), f'{why}: drop --{name}')
+        for name in names
+    ]
+
+
+# By kind of learning what must not be, and what to do about it. c: all settings; c.given: names of the flags that the
+# user set; c.image: whether the tasks are made of images.
+CONTRADICTIONS = {
+    'both': [
         (
-            'supervised',
-            lambda c, name=name: (
-                c.train and c.baseline in experiments.MULTITASK and name in c.given and getattr(c, name)
-            ),
-            f'--baseline={{baseline}} trains each network on one task: drop --{name}',
+            lambda c: c.train and c.test_iter not in (-1, 'best'),
+            '--test_iter={test_iter} names a checkpoint to test: add --train=False',
         )
-        for name in ('pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute')
-    ),
-    (
-        'supervised',
-        lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
-        '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
-    ),
-    (
-        'supervised',
-        lambda c: c.max_pool and not (c.image and c.conv),
-        '--max_pool is for convolutional networks on images: drop it',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
-        'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
-        '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.train_update_batch_size != c.update_batch_size,
-        '--train_update_batch_size={train_update_batch_size} is the K of a run that is there: add --train=False to '
-        'test it with another, or train with --update_batch_size alone',
-    ),
-    (
-        'supervised',
-        lambda c: c.train and c.train_update_lr != c.update_lr,
-        '--train_update_lr={train_update_lr} is the alpha of a run that is there: add --train=False to test it with '
-        'another, or train with --update_lr alone',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline in experiments.MULTITASK,
-        '--baseline={baseline} needs sinusoids: drop it or use --datasource=sinusoid',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline in (None, 'context') and c.num_updates == 0,
-        '--num_updates=0 is no MAML: use --baseline=pretrain',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline not in (None, 'context') and 'update_lr' in c.given,
-        '--baseline={baseline} is trained without an inner update: drop --update_lr or set --test_update_lr',
-    ),
-    *(
+    ],
+    'supervised': [
         (
-            'rl',
-            lambda c, name=name: c.baseline not in (None, 'context') and name in c.given and getattr(c, name),
-            f'--baseline={{baseline}} is trained without an inner update: drop --{name}',
-        )
-        for name in ('num_updates', 'learn_update_lr', 'stop_grad')
-    ),
-    (
-        'rl',
-        lambda c: c.baseline == 'oracle' and c.test_num_updates,
-        '--baseline=oracle takes no inner update: drop --test_num_updates',
-    ),
-    (
-        'rl',
-        lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
-        '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
-    ),
-    (
-        'rl',
-        lambda c: c.train and c.baseline != 'random' and c.metatrain_iterations == 0,
-        'there is nothing to train: set --metatrain_iterations',
-    ),
-    (
-        'rl',
-        lambda c: not -1 <= c.kl_constrain_step <= c.num_updates,
-        '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
-        '--num_updates={num_updates}',
-    ),
-    ('rl', lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
-    ('rl', lambda c: c.video and c.train, '--video is made by a test: add --train=False'),
-]
+            lambda c: c.test_iter == 'best' and not c.image,
+            '--test_iter=best needs a validation set, which sinusoids have not: drop it',
+        ),
+        (lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
+        (lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
+        (
+            lambda c: c.baseline == 'random' or (c.baseline == 'context' and not c.image),
+            '--baseline={baseline} is not for --datasource={datasource}: drop it or choose another --datasource',
+        ),
+        (
+            lambda c: c.baseline not in (None, 'context') and c.image,
+            '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
+            '--datasource=sinusoid',
+        ),
+        *without(
+            ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
+            '--baseline={baseline} trains each network on one task',
+            lambda c: c.train and c.baseline in experiments.MULTITASK,
+        ),
+        (
+            lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
+            '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
+        ),
+        (
+            lambda c: c.max_pool and not (c.image and c.conv),
+            '--max_pool is for convolutional networks on images: drop it',
+        ),
+        (
+            lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
+            'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
+        ),
+        (
+            lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
+            '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
+        ),
+        (
+            lambda c: c.train and c.train_update_batch_size != c.update_batch_size,
+            '--train_update_batch_size={train_update_batch_size} is the K of a run that is there: add --train=False to '
+            'test it with another, or train with --update_batch_size alone',
+        ),
+        (
+            lambda c: c.train and c.train_update_lr != c.update_lr,
+            '--train_update_lr={train_update_lr} is the alpha of a run that is there: add --train=False to test it '
+            'with another, or train with --update_lr alone',
+        ),
+    ],
+    'rl': [
+        (
+            lambda c: c.baseline in experiments.MULTITASK,
+            '--baseline={baseline} needs sinusoids: drop it or use --datasource=sinusoid',
+        ),
+        (
+            lambda c: c.baseline in (None, 'context') and c.num_updates == 0,
+            '--num_updates=0 is no MAML: use --baseline=pretrain',
+        ),
+        (
+            lambda c: c.baseline not in (None, 'context') and 'update_lr' in c.given,
+            '--baseline={baseline} is trained without an inner update: drop --update_lr or set --test_update_lr',
+        ),
+        *without(
+            ['num_updates', 'learn_update_lr', 'stop_grad'],
+            '--baseline={baseline} is trained without an inner update',
+            lambda c: c.baseline not in (None, 'context'),
+        ),
+        (
+            lambda c: c.baseline == 'oracle' and c.test_num_updates,
+            '--baseline=oracle takes no inner update: drop --test_num_updates',
+        ),
+        (
+            lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
+            '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
+        ),
+        (
+            lambda c: c.train and c.baseline != 'random' and c.metatrain_iterations == 0,
+            'there is nothing to train: set --metatrain_iterations',
+        ),
+        (
+            lambda c: not -1 <= c.kl_constrain_step <= c.num_updates,
+            '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
+            '--num_updates={num_updates}',
+        ),
+        (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
+        (lambda c: c.video and c.train, '--video is made by a test: add --train=False'),
+    ],
+}
 
 
 def main():
-    with runtime.in_one_line('main.py'):
+    with runtime.in_one_line():
         run(*read_flags(sys.argv[1:]))
 
 
@@ -348,8 +332,8 @@ def check(values, given, source):
             if values.get(name) is not None and not will_do(values[name]):
                 raise UserError(f'--{name}={values[name]} makes no sense: give {wanted}')
     settings = types.SimpleNamespace(**values, given=given, image=source.img_size > 0)
-    for kind, is_wrong, message in CONTRADICTIONS:
-        if kind in (None, 'rl' if source.rl else 'supervised') and is_wrong(settings):
+    for is_wrong, message in CONTRADICTIONS['both'] + CONTRADICTIONS['rl' if source.rl else 'supervised']:
+        if is_wrong(settings):
             raise UserError(message.format(**values))
 
 

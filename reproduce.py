@@ -23,8 +23,6 @@ import sys
 import tempfile
 import threading
 
-from tqdm import tqdm
-
 import main
 import runtime
 from runtime import UserError
@@ -73,6 +71,8 @@ def check_all(targets, root, data_dir, tasks):
 
 def work_off(targets, options):
     """Do the targets one after the other, then print their rows and draw the figures that they belong to."""
+    from tqdm import tqdm
+
     begun = set()  # folders, which targets of different tables can share
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
         work = Work(target, options.seed, options.results, options.data_dir)
@@ -126,32 +126,30 @@ def command_line():
     parser.add_argument('--force', action='store_true', help='begin anew, and lose what is there of these targets')
     parser.add_argument('--data_dir', help='folder with omniglot_resized and miniImagenet (default: data/)')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where they are kept')
-    options = parser.parse_args()
-    try:
-        targets = select(options.targets or ['all']) if options.targets or not options.list else TARGETS
-        if not (options.targets or options.list or options.table or options.check):
-            raise UserError('name a target, or give --list, --table or --check (--help says more)')
-        runtime.start()
-        if options.table:
-            for path, text in tables(options.results):
-                path.write_text(text)
-                print(f'written: {path}')
-        elif options.check:
-            return 0 if check_all(targets, options.results, options.data_dir, options.tasks) else 1
-        elif options.list:
-            show_list(targets, options.seed, options.results)
-        else:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            with stopped_after(options.minutes):
-                work_off(targets, options)
-    except UserError as error:
-        print(f'reproduce.py: {error}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print('stopped: the same command goes on from here')
-        return 130
-    return 0
+    with runtime.in_one_line():
+        run(parser.parse_args())
+
+
+def run(options):
+    """Do what the options say; raises UserError for what the user can mend."""
+    targets = select(options.targets or ['all']) if options.targets or not options.list else TARGETS
+    if not (options.targets or options.list or options.table or options.check):
+        raise UserError('name a target, or give --list, --table or --check (--help says more)')
+    runtime.start()
+    if options.table:
+        for path, text in tables(options.results):
+            with runtime.replacing(path) as file:
+                file.write(text)
+            print(f'written: {path}')
+    elif options.check:
+        sys.exit(not check_all(targets, options.results, options.data_dir, options.tasks))
+    elif options.list:
+        show_list(targets, options.seed, options.results)
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with stopped_after(options.minutes):
+            work_off(targets, options)
 
 
 if __name__ == '__main__':
-    sys.exit(command_line())
+    command_line()

@@ -70,16 +70,8 @@ class Run:
             log = self.chief and self.config.log
             self.writer = tf.summary.create_file_writer(self.folder) if log else tf.summary.create_noop_writer()
             self.exits.enter_context(self.writer.as_default())
-            self.progress = self.exits.enter_context(
-                tqdm(
-                    desc='training',
-                    unit=' iterations',
-                    total=self.total,
-                    initial=self.iteration,
-                    disable=None if self.chief else True,
-                    dynamic_ncols=True,
-                )
-            )
+            look = dict(desc='training', unit=' iterations', dynamic_ncols=True, disable=None if self.chief else True)
+            self.progress = self.exits.enter_context(tqdm(total=self.total, initial=self.iteration, **look))
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.exits.callback(signal.signal, number, signal.signal(number, self.request_stop))
             self.exits = self.exits.pop_all()
@@ -139,7 +131,10 @@ class Run:
     def prepare(self):
         """Make or take up the folder and bring the model to its starting point; return the iteration."""
         if not self.config.resume and checkpoint.exists(self.folder):
-            self.set_aside()
+            aside = next(f'{self.folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{self.folder}.{n}'))
+            os.rename(self.folder, aside)
+            self.exits.enter_context(locked(self.folder))  # a new one
+            print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
         if checkpoint.exists(self.folder):
             before = read_config(self.folder)
             check_same_run(self.config, before, self.folder)
@@ -162,13 +157,6 @@ class Run:
         write_config(self.config, self.origins, self.folder)
         return 0
 
-    def set_aside(self):
-        """Rename the folder of the run that --resume=False begins anew, and hold a new one."""
-        aside = next(f'{self.folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{self.folder}.{n}'))
-        os.rename(self.folder, aside)
-        self.exits.enter_context(locked(self.folder))
-        print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
-
 
 @contextlib.contextmanager
 def summaries_in(folder):
@@ -188,19 +176,16 @@ def locked(folder):
     Raises UserError when another process holds it.
     """
     os.makedirs(folder, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
-    try:
+    with contextlib.ExitStack() as exits:
         if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
+            exits.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f'{folder} is being trained by another process: wait for it, or choose another --logdir'
-                ) from None
+                message = f'{folder} is being trained by another process: wait for it, or choose another --logdir'
+                raise UserError(message) from None
         yield
-    finally:
-        if fcntl:
-            os.close(handle)
 
 
 def write_config(config, origins, folder):
@@ -225,16 +210,12 @@ def read_config(folder):
 def check_same_run(config, before, folder):
     """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
-        if name not in FREE and value != getattr(config, name, value):
+        now = getattr(config, name, value)
+        if name not in FREE and value != now:
+            what = f'made with --{name}={value}, not {now}: use that,'
             if name == 'data_digest':
-                raise UserError(
-                    f'the run in {folder} was trained on other images than those that are there now: bring them back, '
-                    'or use another --logdir, or --resume=False to start anew'
-                )
-            raise UserError(
-                f'the run in {folder} was made with --{name}={value}, not {getattr(config, name)}: use that, another '
-                '--logdir, or --resume=False to start anew'
-            )
+                what = 'trained on other images than those that are there now: bring them back, or use'
+            raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')
 
 
 def check_iterations(config, before, done, folder):

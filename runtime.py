@@ -6,7 +6,9 @@ Not imported by the algorithm; main.py calls `start` before it imports anything 
 import contextlib
 import os
 import shutil
+import signal
 import sys
+from multiprocessing import resource_tracker
 
 renderer = None  # what the user set MUJOCO_GL to, as long as `start` has it out of MuJoCo's sight
 
@@ -16,25 +18,29 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def in_one_line(program):
-    """Let the program `program` end with one line on stderr, not a traceback, where the user can mend what is wrong.
+def in_one_line():
+    """Let the program end with one line on stderr, not a traceback, where the user can mend what is wrong.
 
-    The exit code is 2, and 130 after Ctrl-C.
+    The exit code is 2, and 130 after Ctrl-C. Around imports, too: packages may be missing. Without a line, as other
+    programs under Unix, and with 141 it ends where nobody reads its output any more (`… | head`).
     """
     if hasattr(sys.stdout, 'reconfigure'):
         sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe, too, lines go as they are printed
     try:
         yield
         return
+    except BrokenPipeError:
+        message, code = None, 141
     except KeyboardInterrupt:
         message, code = 'stopped', 130
     except UserError as error:
         message, code = error, 2
     except ImportError as error:
-        message, code = f'{error}: install what is missing by python -m pip install -r requirements.txt', 2
+        message, code = f'{error}: use .venv/bin/python (README.md), or python -m pip install -r requirements.txt', 2
     except OSError as error:
         message, code = f'{error.filename or "a file cannot be read or written"}: {error.strerror or error}', 2
-    print(f'{program}: {message}', file=sys.stderr)
+    if message:
+        print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
     sys.exit(code)
 
 
@@ -48,9 +54,25 @@ def replacing(path, mode='w', **how):
             os.fsync(file.fileno())
         os.replace(path + '.tmp', path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.remove(path + '.tmp')
         raise not_written(path, error.strerror or error) from None
+    finally:
+        with contextlib.suppress(OSError):  # as a rule it is gone, renamed
+            os.remove(path + '.tmp')
+
+
+@contextlib.contextmanager
+def ctrl_c_deferred():
+    """Let Ctrl-C wait for the end of the block; a process that is started within never hears of it."""
+    mask = getattr(signal, 'pthread_sigmask', None)
+    if mask is None:  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it comes with the first such process, and would let Ctrl-C through
+    mask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        mask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def not_written(path, reason):
@@ -94,19 +116,13 @@ def start(threads=None):
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
-    with stderr_to(os.devnull):
-        import tensorflow  # noqa: F401  (here, so that the settings above are read)
-    return threads
-
-
-@contextlib.contextmanager
-def stderr_to(path):
-    """Send what C++ writes to stderr elsewhere: while it is loaded, TensorFlow heeds no log level."""
     kept = os.dup(2)
-    with open(path, 'w') as file:
-        os.dup2(file.fileno(), 2)
+    with open(os.devnull, 'w') as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # while it is loaded, TensorFlow's C++ heeds no log level
     try:
-        yield
+        import tensorflow as tf  # here, so that the settings above are read
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+    tf.get_logger().setLevel('ERROR')  # several models in one process are no reason to warn of retracing
+    return threads

@@ -29,7 +29,8 @@ from utils import accuracy, mse, xent
 
 SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
-JUMP = 1e4  # times the usual loss, of which Adam's second moments take thousands of iterations to recover
+# Times the usual loss: its square stays in Adam's second moments for 1,000 ln(JUMP² / 1,000) iterations and more.
+JUMP = 100
 TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
 # Tasks of a look, the same at each, so that two differ by their weights alone. Each costs less than half of a task in
 # training, of which there are 1,000 (MiniImagenet, 5-shot) to 16,000 (Omniglot) between two looks.

@@ -63,16 +63,13 @@ def fused_batch_norm(x, beta):
         y, _, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
             x=shifted, scale=scale, offset=beta, mean=[], variance=[], epsilon=BATCH_NORM_EPSILON
         )
+        spaces = {f'reserve_space_{i}': space for i, space in enumerate(reserved, start=1)}
         s = tf.math.rsqrt(variance * ((n - 1) / n) + BATCH_NORM_EPSILON)  # the kernel's variance is unbiased
 
         def g_and_sum(d):
             """G(d) and sum(d h)."""
             return tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=d,
-                x=shifted,
-                scale=scale,
-                epsilon=BATCH_NORM_EPSILON,
-                **{f'reserve_space_{i}': space for i, space in enumerate(reserved, start=1)},
+                y_backprop=d, x=shifted, scale=scale, epsilon=BATCH_NORM_EPSILON, **spaces
             )[:2]
 
         @tf.custom_gradient
@@ -128,9 +125,7 @@ def conv2d(x, kernel, stride):
 
 
 def patches(x, size):
-    """Return what a size x size kernel of stride 2 sees of `x` at each position.
-
-    Shape [positions, size * size * channels].
+    """Return what a size x size kernel of stride 2 sees of `x` at each position: [positions, size * size * channels].
 
     This is linear: its gradient is its transpose, whose gradient is the map again. TensorFlow knows as much, but
     takes longer for the second.

@@ -21,9 +21,17 @@ from collections import OrderedDict, defaultdict
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
+try:
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+except ImportError as error:
+    print(
+        f'{Path(sys.argv[0]).name}: {error}: use .venv/bin/python (README.md), or python -m pip install -r '
+        'requirements.txt',
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 progress = partial(tqdm, disable=None)  # None: silent when stderr is not a terminal
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)  # of an archive

@@ -97,7 +97,8 @@ def test(config, model, folder, tested, threads, paper):
         **tested,
     }
     if config.datasource == 'point':  # the positions on a few paths, for the picture of figure 4
-        result['paths'] = [first_paths(collected) for collected in paths]
+        each = [np.split(collected.observations[0], np.cumsum(collected.path_lengths[0])) for collected in paths]
+        result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
     report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis
 
@@ -107,9 +108,3 @@ def test_name(config):
     alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
     iterate = f'_itr{config.test_iter}' if config.test_iter != -1 else ''
     return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
-
-
-def first_paths(paths, number=3):
-    """Return observations of the first task's first paths, rounded: lists [number][time steps][obs_dim]."""
-    each = np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))
-    return [path.round(3).tolist() for path in each[:number]]

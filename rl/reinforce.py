@@ -45,8 +45,7 @@ def adapt(policy, phi, samples, alpha, threads=2):
 
     phi: arrays [tasks, ...] (see `for_all_tasks`); samples: Samples of all tasks; alpha as in `inner_step`;
     threads: how many tasks side by side. Returns the adapted weights phi' as arrays [tasks, ...].
-    Any number of steps: each from the last phi' and its own new samples. (The original adapts every task from the
-    last task's weights from the second step on, maml_rl: maml_minimal_gauss_mlp_policy.py:190-206.)
+    Any number of steps: each from the last phi' and its own new samples (docs/fidelity.md, departure o).
     """
     alpha = np.broadcast_to(np.asarray(alpha, np.float32), len(policy.adapted))
     adapted = _compiled_adapt(policy, threads)({name: phi[name] for name in policy.shapes}, samples, alpha)

@@ -24,9 +24,8 @@ class Sampler:
     each. A worker that ends a path adds its length to the task's count (of those that end one at the same time step,
     the first worker first), and begins another unless the count has reached rollouts x horizon by then. Paths
     in progress are finished, and all are kept (maml_rl: rllab/sampler/stateful_pool.py:204-217, one worker: 172-186).
-    So a path is kept or not by what ended before it began, never by its own length. (The original's vectorised
-    sampler drops the paths in progress, which favours short ones.) Where no path ends early these are
-    rollouts + workers - 1 paths of `horizon` steps.
+    So a path is kept or not by what ended before it began, never by its own length. Where no path ends early
+    these are rollouts + workers - 1 paths of `horizon` steps.
 
     What is simulated is as many paths of a task side by side, each followed by others during the first `horizon`
     time steps. A path does not depend on those before it: the k-th that begins here is the one that a worker

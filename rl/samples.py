@@ -31,10 +31,9 @@ class Paths(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What the policies of all tasks collected for one step, and the distributions that drew the actions.
+    """What the policies of all tasks collected for one step, and the distributions that drew the actions; float32.
 
     Rows are time steps, padded at the end to one number for all tasks; padded rows may hold anything finite.
-    Actions are as drawn: neither scaled nor clipped. All float32.
     """
 
     observations: tf.Tensor  # [tasks, rows, obs_dim]

@@ -20,7 +20,7 @@ from rl.policy import GaussianPolicy
 from rl.sampler import Sampler
 from rl.trpo import TrustRegion
 from run import Run, history
-from runtime import UserError, replacing
+from runtime import UserError, not_written, replacing
 
 # The columns of progress.csv and the names in TensorBoard; the first is the number of outer steps before this one.
 METRICS = ('iteration', *MetaIteration._fields[1:])
@@ -76,25 +76,29 @@ def make_model(config, threads):
     return MamlTrpo(policy, settings, config.seed, threads)
 
 
+def make_sampler(config, threads):
+    """Return the Sampler of training, begun at iteration 0."""
+    return Sampler(
+        config.datasource,
+        train_tasks(config, 0),
+        config.update_batch_size,
+        oracle=config.baseline == 'oracle',
+        threads=threads,
+        workers=config.sampling_workers,
+    )
+
+
 def train(config, origins, model, folder, threads):
     """Train to the last iteration, or until stopped.
 
     Progress goes to the terminal, a row an iteration to progress.csv, the same to TensorBoard. Apart from the newest
     checkpoints the theta with the best average return after adaptation is kept.
     """
-    env = FAMILIES[config.datasource].env
-    sampler = Sampler(
-        config.datasource,
-        np.zeros((config.meta_batch_size, *env.task_shape)),
-        config.update_batch_size,
-        oracle=config.baseline == 'oracle',
-        threads=threads,
-        workers=config.sampling_workers,
-    )
+    sampler = make_sampler(config, threads)
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         print_settings(config, origins, threads)
         best = checkpoint.best_so_far(folder, run.iteration, 'average_return')
-        rows = run.exits.enter_context(progress_file(folder, run.iteration))
+        begin_progress(folder, run.iteration)
         while run.goes_on():
             iteration = run.iteration
             sampler.restart(train_tasks(config, iteration), (config.seed, iteration))
@@ -112,8 +116,7 @@ def train(config, origins, model, folder, threads):
                 path = os.path.join(folder, checkpoint.BEST)
                 checkpoint.write(path, model, iteration=iteration, seed=config.seed, average_return=best)
             model.theta = theta
-            csv.writer(rows).writerow([iteration, *values])
-            rows.flush()
+            append_progress(folder, [iteration, *values])
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             tqdm.write(
@@ -132,8 +135,8 @@ def train_tasks(config, iteration):
     return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
 
 
-def progress_file(folder, iteration):
-    """Open progress.csv for further rows; those of iterations that will be done again are dropped."""
+def begin_progress(folder, iteration):
+    """Make progress.csv, or drop from it the rows of iterations that will be done again."""
     path, kept = os.path.join(folder, 'progress.csv'), []
     if os.path.exists(path):
         with open(path, errors='replace') as file:
@@ -141,7 +144,16 @@ def progress_file(folder, iteration):
         kept = [row for row in rows if row[0].isdecimal() and int(row[0]) < iteration]
     with replacing(path, newline='') as file:
         csv.writer(file).writerows([METRICS, *kept])
-    return open(path, 'a', newline='')
+
+
+def append_progress(folder, row):
+    """Add a row to progress.csv; UserError where it cannot be written."""
+    path = os.path.join(folder, 'progress.csv')
+    try:
+        with open(path, 'a', newline='') as file:
+            csv.writer(file).writerow(row)
+    except OSError as error:
+        raise not_written(path, error.strerror) from None
 
 
 def load_for_test(config, model, folder):

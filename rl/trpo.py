@@ -52,19 +52,9 @@ def trpo_step(loss_and_kl, loss_gradient, kl_gradient, theta, settings=TrustRegi
     direction = conjugate_gradients(hessian_product, gradient, settings.cg_iterations, settings.cg_tolerance)
     beta = initial_step_size(direction, hessian_product(direction), settings.max_kl)
     found, trials = line_search(loss_and_kl, theta, beta * direction, loss_before, settings)
-    loss_after, kl_after = (loss_before, kl_before) if found is None else trials[-1]
-    return TrpoStep(
-        theta=theta if found is None else found,
-        accepted=found is not None,
-        loss_before=loss_before,
-        kl_before=kl_before,
-        loss_after=loss_after,
-        kl_after=kl_after,
-        gradient=gradient,
-        direction=direction,
-        step_size=beta,
-        trials=trials,
-    )
+    before, accepted = (loss_before, kl_before), found is not None
+    new, after = (found, trials[-1]) if accepted else (theta, before)
+    return TrpoStep(new, accepted, *before, *after, gradient, direction, beta, trials)
 
 
 def finite_difference_product(gradient, theta, v):

@@ -9,7 +9,6 @@ import atexit
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 import sys
 import warnings
 
@@ -44,15 +43,15 @@ def write(path, family, task, oracle, act, weights):
     frames = []
     for i in range(max(map(len, films))):
         images = [film[min(i, len(film) - 1)] for film in films]
-        divided = [np.pad(image, ((CAPTION, 0), (0, 2), (0, 0)), constant_values=255) for image in images]
-        for image in divided:
-            image[:, -2:] = 0
+        white, black = ((CAPTION, 0), (0, 0), (0, 0)), ((0, 0), (0, 2), (0, 0))  # above; between two pictures
+        divided = [np.pad(np.pad(image, white, constant_values=255), black) for image in images]
         frame = Image.fromarray(np.concatenate(divided, axis=1)[:, :-2])
         for n, caption in enumerate(weights):
             text = f'{FAMILIES[family].in_words(task)}\n{caption}'
             ImageDraw.Draw(frame).text((n * divided[0].shape[1] + 4, 2), text, (0, 0, 0))
         frames.append(frame)
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0)
+    with runtime.replacing(path, 'wb') as file:
+        frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0)
 
 
 def actions(family, task, oracle, act, phi):
@@ -72,7 +71,9 @@ def pictures(family, task, actions, every):
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(1, spawn, prepare, (runtime.renderer,)) as process:
         try:
-            return process.submit(replay, family, task, actions, every).result()
+            with runtime.ctrl_c_deferred():
+                film = process.submit(replay, family, task, actions, every)
+            return film.result()
         except Exception as error:  # each of MuJoCo's renderers fails in its own way
             reason = ' '.join(str(error).split())
             raise runtime.UserError(
@@ -87,7 +88,6 @@ def prepare(renderer):
         renderer = 'egl'
     if renderer is not None:
         os.environ['MUJOCO_GL'] = renderer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other process's affair
     warnings.simplefilter('ignore')  # what GLFW has to say comes in the error too
     atexit.register(os._exit, 0)  # OSMesa complains when Python takes it down
 

@@ -1,6 +1,7 @@
 """benchmark.py: the command runs and its numbers hang together; how fast anything is, is never tested."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -44,6 +45,12 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
         assert row['step_over_gemm'] == pytest.approx(row['ms'] / 1e3 * row['gemm_gflops'] / row['gflop'])
     again = run(*flags, f'--compare={tmp_path}/a.json')
     assert f'{rows[0]["ms"]:10.2f}' in again and 'earlier' in again
+
+
+def test_ctrl_c_leaves_the_process_of_a_row_to_the_program():
+    """In which it would print a traceback, since a terminal sends it to both."""
+    assert signal.SIGINT in benchmark.in_a_process(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_rates_of_the_sampler():

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
-from program import MAIN, command, run, wait_for
+import pytest
+from program import MAIN, command, run, run_here, wait_for
 
 NAME = 'cls_5.mbs_4.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--meta_batch_size=4', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']
@@ -36,16 +37,22 @@ def start_workers(*flags):
     ]
 
 
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    """The folder of a run of one process, with its states after 20 and 40 iterations."""
+    logdir = tmp_path_factory.mktemp('one')
+    return run_here(f'--logdir={logdir}', '--metatrain_iterations=40', '--save_interval=20', *SHORT)
+
+
 def assert_close(one, other):
     with np.load(one) as a, np.load(other) as b:
         for name in set(a.files) - {'seconds'}:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(tmp_path):
+def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_path):
     """The same tasks and the same weights, to rounding. A killed worker ends the other with one clear line, and both
     go on from the checkpoint that only the chief wrote."""
-    run(f'--logdir={tmp_path}/one', '--metatrain_iterations=40', *SHORT)
     flags = [f'--logdir={tmp_path}/two', '--save_interval=20', *SHORT]
     chief, worker = start_workers('--metatrain_iterations=1000000', *flags)
     wait_for(tmp_path / 'two' / NAME / 'model20.npz', chief)
@@ -61,12 +68,11 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(tmp_path):
     outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert '20 iterations are done' in outputs[0] and 'over 5 tasks' in outputs[0] and 'over 5 tasks' not in outputs[1]
-    assert_close(tmp_path / 'one' / NAME / 'model40.npz', tmp_path / 'two' / NAME / 'model40.npz')
+    assert_close(one / 'model40.npz', tmp_path / 'two' / NAME / 'model40.npz')
 
 
-def test_two_devices_train_as_one(tmp_path):
+def test_two_devices_train_as_one(one, tmp_path):
     """tf.distribute.MirroredStrategy over two logical CPUs, through main.py."""
-    run(f'--logdir={tmp_path}/one', '--metatrain_iterations=20', *SHORT)
     two_cpus = (
         'import sys; sys.path.insert(0, sys.argv.pop(1)); import runtime; runtime.start(); '
         'import tensorflow as tf; import main; cpu, = tf.config.list_physical_devices("CPU"); '
@@ -89,7 +95,7 @@ def test_two_devices_train_as_one(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert_close(tmp_path / 'one' / NAME / 'model20.npz', tmp_path / 'two' / NAME / 'model20.npz')
+    assert_close(one / 'model20.npz', tmp_path / 'two' / NAME / 'model20.npz')
 
 
 def test_tasks_that_cannot_be_divided_are_refused():

@@ -126,11 +126,11 @@ def test_the_flags_reach_the_model_and_the_tasks():
 
 
 def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given():
-    for baseline in ('pretrain', *experiments.MULTITASK):
+    for baseline in ('pretrain', 'oracle', *experiments.MULTITASK):
         assert resolve(baseline=baseline).update_lr_grid[::9] == [0.001, 1]
         assert resolve(baseline=baseline, update_lr=0.1).update_lr_grid is None
         assert resolve(baseline=baseline, update_lr_grid='0.1,0.3').update_lr_grid == [0.1, 0.3]
-    assert resolve().update_lr_grid is resolve(baseline='oracle').update_lr_grid is None
+    assert resolve().update_lr_grid is None
     config = resolve(baseline='pretrain')
     assert (config.pretrain_iterations, config.metatrain_iterations) == (70000, 0)
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from program import MAIN, full_disk, run, run_here, start
+from program import MAIN, command, full_disk, run, run_here, start
 
 import checkpoint
 import experiments
@@ -73,10 +73,10 @@ def test_diverging_tasks_are_told_apart(measure, capsys):
 
 def test_a_loss_that_jumps_is_mentioned_once(capsys):
     usual = None
-    for step, loss in enumerate(np.float32([3, 2.5, 2e4, 4.5e12, 1e9, 2, 1e13])):
+    for step, loss in enumerate(np.float32([3, 2.5, 200, 1000, 1e9, 2, 1e13])):
         usual = training.warn_of_jump(loss, usual, step)
     (line,) = capsys.readouterr().out.splitlines()
-    assert 'jumped from 2e+02 to 4.5e+12 at iteration 3' in line
+    assert 'jumped from 5 to 1e+03 at iteration 3' in line
 
 
 # ---- Speed -----------------------------------------------------------------------------------------------------
@@ -123,6 +123,20 @@ def test_a_disk_that_is_full_costs_a_test_alone(trained):
     assert path.read_bytes() == earlier
 
 
+def test_a_disk_that_is_full_of_progress(tmp_path):
+    rl_training.begin_progress(tmp_path, 0)
+    size = (tmp_path / 'progress.csv').stat().st_size + 5
+    with full_disk(size), pytest.raises(UserError, match=r'progress\.csv cannot be written \(File too large\)'):
+        rl_training.append_progress(tmp_path, range(len(rl_training.METRICS)))
+
+
+def test_what_is_interrupted_leaves_no_half_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt), runtime.replacing(str(tmp_path / 'a')) as file:
+        file.write('half')
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be(tmp_path):
     """--logdir below a file, in training and for a test of another's weights."""
     (tmp_path / 'file').write_text('')
@@ -153,7 +167,30 @@ def test_ctrl_c_in_a_test(trained):
     assert process.returncode == 130 and output == 'main.py: stopped\n'
 
 
+# ---- What reads the output -------------------------------------------------------------------------------------
+
+
+def test_output_that_nobody_reads_ends_a_program_quietly():
+    """As of `… | head`, once that has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(command('--help'), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert ended.returncode == 141 and not ended.stderr
+
+
 # ---- What is missing or foreign --------------------------------------------------------------------------------
+
+
+SCRIPTS = ['data/omniglot_resized/resize_images.py', 'data/miniImagenet/proc_images.py']
+
+
+@pytest.mark.parametrize('program', ['main.py', 'reproduce.py', 'benchmark.py', 'figures.py', *SCRIPTS])
+def test_without_the_packages(program):
+    """Outside of the environment of README.md, of which -S knows nothing."""
+    ended = subprocess.run([sys.executable, '-S', program], cwd=MAIN.parent, capture_output=True, text=True)
+    assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+    assert 'No module named' in ended.stderr and 'requirements.txt' in ended.stderr
 
 
 def test_without_mujoco(tmp_path):
@@ -205,7 +242,7 @@ def test_garbage_in_the_progress_is_dropped(tmp_path):
     full = ','.join('7' for _ in rl_training.METRICS[1:])
     text = f'0,{full}\n'.encode() + b'\x00\xff\xfe"garbage\n' + '²'.encode() + f',{full}\n1,{full}\n'.encode()
     (tmp_path / 'progress.csv').write_bytes(text)
-    rl_training.progress_file(tmp_path, 2).close()
+    rl_training.begin_progress(tmp_path, 2)
     assert [line[0] for line in (tmp_path / 'progress.csv').read_text().splitlines()] == ['i', '0', '1']
 
 

@@ -134,7 +134,7 @@ def test_groups_and_the_queue_name_targets():
     ],
 )
 def test_within_is_either_interval(paper, interval, mean, ci95, agrees):
-    target = Target('t', paper=(paper,), interval=(interval,))
+    target = Target('t', '', {}, (), (1,), (paper,), (interval,))
     assert tables.agreement(target, [(mean, ci95)]) == ('within' if agrees else 'outside')
 
 

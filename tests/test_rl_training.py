@@ -426,6 +426,6 @@ def test_progress_loses_the_rows_that_will_be_done_again(tmp_path):
     full = ','.join('7' for _ in training.METRICS[1:])
     text = ','.join(training.METRICS) + f'\n0,{full}\n1,{full}\n2,{full}\n1,7'  # the last one broke off
     (tmp_path / 'progress.csv').write_text(text)
-    with training.progress_file(tmp_path, 2) as file:
-        csv.writer(file).writerow([2] + [8] * (len(training.METRICS) - 1))
+    training.begin_progress(tmp_path, 2)
+    training.append_progress(tmp_path, [2] + [8] * (len(training.METRICS) - 1))
     assert [(row['iteration'], row['seconds']) for row in progress(tmp_path)] == [('0', '7'), ('1', '7'), ('2', '8')]

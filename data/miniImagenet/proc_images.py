@@ -28,12 +28,13 @@ from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, ImageOps
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import prepare
+import prepare  # before what must be installed: it says what to do where that is not
+
+# isort: split
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 CLASSES = {'train': 64, 'val': 16, 'test': 20}
 IMAGES = 600  # of each class

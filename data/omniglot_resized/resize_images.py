@@ -17,11 +17,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import prepare
+import prepare  # before what must be installed: it says what to do where that is not
+from PIL import Image
 
 URL = 'https://raw.githubusercontent.com/brendenlake/omniglot/master/python'
 ARCHIVES = {  # name: MD5, as torchvision's datasets/omniglot.py records them

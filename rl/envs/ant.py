@@ -5,7 +5,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from rl.envs.base import TORSO, TaskMujocoEnv
+from rl.envs.base import TORSO, DirectionTask, TaskMujocoEnv
 
 
 class AntEnv(TaskMujocoEnv):
@@ -78,17 +78,7 @@ class AntVelEnv(AntEnv):
         return 1.0 - np.abs(velocity - tasks)
 
 
-class AntDirEnv(AntEnv):
-    """Task: direction d = -1 or +1, even odds; run_reward = d v, without the velocity family's +1.
+class AntDirEnv(DirectionTask, AntEnv):
+    """Task: a direction; the reward is without the velocity family's +1."""
 
-    The original draws g ~ U(0, 3), d = -1 for g < 1.5, else +1.
-    Source: maml_rl: ant_env_rand_direc.py:28-30, 39, 51.
-    """
-
-    @staticmethod
-    def sample_tasks(rng, n):
-        return np.where(rng.uniform(0.0, 3.0, n) < 1.5, -1.0, 1.0)
-
-    @staticmethod
-    def run_reward(velocity, tasks):
-        return tasks * velocity
+    highest = 3.0

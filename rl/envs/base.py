@@ -162,6 +162,22 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         return self._append_task(self.observe(self._state)), reward, terminated, False, {}
 
 
+class DirectionTask:
+    """Task: direction d = -1 or +1, even odds; run_reward = d v. To be mixed into a `TaskMujocoEnv`.
+
+    The original draws g ~ U(0, highest), d = -1 for the lower half, else +1.
+    Source: maml_rl: half_cheetah_env_rand_direc.py:30-32, 41, 69-71, and ant_env_rand_direc.py:28-30, 39, 51.
+    """
+
+    @classmethod
+    def sample_tasks(cls, rng, n):
+        return np.where(rng.uniform(0.0, cls.highest, n) < cls.highest / 2, -1.0, 1.0)
+
+    @staticmethod
+    def run_reward(velocity, tasks):
+        return tasks * velocity
+
+
 class MujocoWorld:
     """n simulations of a `TaskMujocoEnv` class that step together on threads, bit for bit like n of it.
 

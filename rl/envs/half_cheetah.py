@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rl.envs.base import TORSO, TaskMujocoEnv
+from rl.envs.base import TORSO, DirectionTask, TaskMujocoEnv
 
 
 class HalfCheetahEnv(TaskMujocoEnv):
@@ -75,8 +75,7 @@ class HalfCheetahEnv(TaskMujocoEnv):
         """Return False for all. Raises FloatingPointError when one has diverged; rllab would have trained on it."""
         unstable = cls.unstable(state)
         if unstable.any():
-            count = f'{unstable.sum()} of {len(unstable)}'
-            raise FloatingPointError(f'{cls.__name__}: {count} simulations diverged')
+            raise FloatingPointError(f'{cls.__name__}: {unstable.sum()} of {len(unstable)} simulations diverged')
         return unstable
 
 
@@ -92,17 +91,7 @@ class HalfCheetahVelEnv(HalfCheetahEnv):
         return -np.abs(velocity - tasks)
 
 
-class HalfCheetahDirEnv(HalfCheetahEnv):
-    """Task: direction d = -1 or +1, even odds; run_reward = d v.
+class HalfCheetahDirEnv(DirectionTask, HalfCheetahEnv):
+    """Task: a direction."""
 
-    The original draws g ~ U(0, 2) and takes d = -1 for g < 1, else +1.
-    Source: maml_rl: half_cheetah_env_rand_direc.py:30-32, 41, 69-71.
-    """
-
-    @staticmethod
-    def sample_tasks(rng, n):
-        return np.where(rng.uniform(0.0, 2.0, n) < 1.0, -1.0, 1.0)
-
-    @staticmethod
-    def run_reward(velocity, tasks):
-        return tasks * velocity
+    highest = 2.0

@@ -35,24 +35,22 @@ class PointEnv(TaskEnv):
     @staticmethod
     def world(n, threads=2):
         """Return n points that step together; numpy alone, so `threads` does nothing."""
-        del threads
         return PointWorld(n)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed, options=options)
         self._choose_task()
         self._world.reset([0])
-        self._show()
-        return self._append_task(self._world.observe()), {}
+        return self._seen(), {}
 
     def step(self, action):
         rewards, terminated = self._world.step(np.asarray(action, np.float64)[None], self.task[None])
-        self._show()
-        return self._append_task(self._world.observe()), float(rewards[0]), bool(terminated[0]), False, {}
+        return self._seen(), float(rewards[0]), bool(terminated[0]), False, {}
 
-    def _show(self):
+    def _seen(self):
         if self.render_mode == 'human':
             self.render()
+        return self._append_task(self._world.observe())
 
     def render(self):
         """Draw the square +-1, goal green, point red: [200, 200, 3] uint8 for `rgb_array`; `human`: print it."""
