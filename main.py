@@ -32,7 +32,10 @@ boolean, enum, integer, number, text = (
 
 # Dataset and method
 enum('datasource', 'sinusoid', list(experiments.SOURCES), 'where the tasks come from.')
-text('data_dir', None, "folder of the prepared images; default: the data source's folder in data/.")
+text('data_dir', None, "folder of the prepared images, or of tables; default: the data source's folder in data/.")
+for name, default in (('x_columns', 'all others'), ('y_columns', 'the last one')):
+    words = f'names of columns of the tables, with commas between; default: {default}.'
+    flags.DEFINE_list(name, None, words, flag_values=FLAGS)
 integer('num_classes', None, 'number of classes used in classification (N of N-way).')
 enum(
     'baseline',
@@ -76,6 +79,7 @@ text('init_from', None, "start from the weights of this checkpoint (ours, or the
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
 integer('num_filters', None, 'filters of each convolution.')
+flags.DEFINE_list('hidden', None, 'sizes of the hidden layers, for tables.', flag_values=FLAGS)
 boolean('conv', None, 'convolutional network, or fully connected (images only).')
 boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
@@ -89,8 +93,8 @@ boolean('train', True, 'True to train (and then test), False to test.')
 text(
     'test_iter',
     '-1',
-    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set (images). Reinforcement '
-    'learning: -1 and best are the one with the best average return.',
+    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set, which sinusoids have '
+    'not. Reinforcement learning: -1 and best are the one with the best average return.',
 )
 boolean('test_set', False, 'test on the test set, not on the validation set.')
 integer('num_test_tasks', None, 'number of tasks in a test.')
@@ -123,7 +127,7 @@ boolean('help', False, 'show this help.', short_name='h')
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
     *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
-    'distribute',
+    *('distribute', 'x_columns', 'y_columns', 'hidden'),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -147,6 +151,7 @@ LIMITS = [
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
+    (['hidden'], lambda values: min(values) >= 1, 'sizes of layers, as 40,40'),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
@@ -170,7 +175,7 @@ CONTRADICTIONS = {
     ],
     'supervised': [
         (
-            lambda c: c.test_iter == 'best' and not c.image,
+            lambda c: c.test_iter == 'best' and c.datasource == 'sinusoid',
             '--test_iter=best needs a validation set, which sinusoids have not: drop it',
         ),
         (lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
@@ -184,6 +189,15 @@ CONTRADICTIONS = {
             '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
             '--datasource=sinusoid',
         ),
+        (
+            lambda c: c.baseline not in (None, 'pretrain') and c.datasource == 'table',
+            '--baseline={baseline} is not for tables: drop it, or use --baseline=pretrain',
+        ),
+        *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
+        (
+            lambda c: c.datasource == 'table' and not c.data_dir,
+            '--datasource=table needs a folder of CSV files: add --data_dir',
+        ),
         *without(
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
             '--baseline={baseline} trains each network on one task',
@@ -191,7 +205,7 @@ CONTRADICTIONS = {
         ),
         (
             lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
-            '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
+            '--update_lr_grid is for tests of a fixed step size on sinusoids and tables: drop it',
         ),
         (
             lambda c: c.max_pool and not (c.image and c.conv),
@@ -299,10 +313,11 @@ def read_flags(arguments):
         given[name] = given[name] and os.path.expanduser(given[name])
     source = experiments.SOURCES[given['datasource']]
     given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
-    try:
-        given['update_lr_grid'] = [float(value) for value in given['update_lr_grid'] or ()] or None
-    except ValueError as error:
-        raise UserError(f'--update_lr_grid is a list of numbers with commas between: {error}') from None
+    for name, kind in (('update_lr_grid', float), ('hidden', int)):
+        try:
+            given[name] = [kind(value) for value in given[name] or ()] or None
+        except ValueError as error:
+            raise UserError(f'--{name} is a list of numbers with commas between: {error}') from None
     for name in SUPERVISED_ONLY if source.rl else RL_ONLY:
         if name in set_by_user:
             raise UserError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 import checkpoint
 import distribute
 import multitask
+import regression
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from experiments import MULTITASK, SOURCES, beyond_the_paper, print_settings
@@ -31,7 +32,7 @@ SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
 # Times the usual loss: its square stays in Adam's second moments for 1,000 ln(JUMP² / 1,000) iterations and more.
 JUMP = 100
-TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
+TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (not for sinusoids)
 # Tasks of a look, the same at each, so that two differ by their weights alone. Each costs less than half of a task in
 # training, of which there are 1,000 (MiniImagenet, 5-shot) to 16,000 (Omniglot) between two looks.
 VALIDATION_TASKS = 100
@@ -44,7 +45,10 @@ def run(config, origins, threads, folder, paper):
     """
     source = SOURCES[config.datasource]
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
-    data = make_data(config, source)
+    if config.datasource == 'table':
+        data, source = regression.make_data(config, source, folder)
+    else:
+        data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
     with strategy.scope():
         model = make_model(config, source, threads)
@@ -59,7 +63,7 @@ def run(config, origins, threads, folder, paper):
         if config.baseline in MULTITASK:
             tested['regressors'] = multitask.read_record(os.path.dirname(tested['checkpoint']))
         if config.update_lr_grid:
-            tested['tuned'] = tune(config, model, data['test'])
+            tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
         test(config, model, data['test'], folder, tested, paper)
 
@@ -113,7 +117,7 @@ def make_model(config, source, threads):
     else:
         network = FullyConnected(
             dim_input=source.dim_input + (2 if config.baseline == 'oracle' else pixels * context),
-            dim_output=config.num_classes if image else 1,
+            dim_output=config.num_classes if image else source.dim_output,
             dim_hidden=source.dim_hidden,
             norm=config.norm,
         )
@@ -260,6 +264,7 @@ def tune(config, model, data):
     grid, (tasks,) = config.update_lr_grid, data.validation_batches(config.num_test_tasks)
     with np.errstate(all='ignore'):
         errors = [model.evaluate(tasks, config.test_num_updates, tf.constant(a)).numpy()[:, 2:].mean() for a in grid]
+        errors = np.float64(errors) * getattr(data, 'scale', 1)  # of tables
     config.update_lr = model.update_lr = grid[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
     print(f'\nmean squared error on {len(tasks[0])} validation tasks for each step size, of which the best is taken:')
     print(', '.join(f'{step_size:g}: {error:.4g}' for step_size, error in zip(grid, errors)))
@@ -279,25 +284,30 @@ def test(config, model, data, folder, tested, paper):
             progress.update(len(results[-1]))
     image = model.measure is not None
     measure = 'accuracy' if image else 'mean squared error'
-    summary = summarise(np.concatenate(results))
-    split = f' of the {"test" if config.test_set else "validation"} set' if image else ''
+    results, scale, over, unit = np.concatenate(results), 1, f'{config.num_test_tasks} tasks', None
+    if config.datasource == 'table':
+        results, scale, unit = data.of_each_table(results), data.scale, data.unit
+        over = f'{config.num_test_tasks} draws from {len(results)} tables'
+    summary = summarise(results, scale, ddof=int(unit is not None))
+    split = f' of the {"test" if config.test_set else "validation"} set' if config.datasource != 'sinusoid' else ''
     print(
-        f'\n{measure}{" in %" if image else ""} over {config.num_test_tasks} tasks{split}, '
+        f'\n{measure}{" in %" if image else ""}{f" in {unit}" if unit else ""} over {over}{split}, '
         f'{f"{config.num_classes}-way " if image else ""}{config.update_batch_size}-shot'
     )
     print(f'query examples{" of a class" if image else ""}: {config.test_query}')
     report.print_checkpoint(tested)
-    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | paper)
+    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | paper, DIVERGED * scale)
 
     result = {
         'measure': measure,
+        'unit': unit,
         **summary,
-        'split': ('test' if config.test_set else 'val') if image else None,
+        'split': ('test' if config.test_set else 'val') if split else None,
         'test_seed': config.seed,
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    if not image:
+    if config.datasource == 'sinusoid':
         result['fits'] = fits(model, data, config)
     samples = functools.partial(image_samples, model, data, config) if image else None
     report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result, samples)
@@ -338,20 +348,21 @@ def image_samples(model, data, config, classes=10):
 def test_name(config):
     """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it."""
     name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
-    if SOURCES[config.datasource].img_size:
+    if config.datasource != 'sinusoid':
         name += '' if config.test_set else '_val'
         name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
     return name + (f'_itr{config.test_iter}' if config.test_iter != -1 else '') + beyond_the_paper(config)
 
 
-def summarise(results):
+def summarise(results, scale=1, ddof=0):
     """Return the statistics over the tasks of `results` [tasks, 2 + steps], whose columns are `MAML.task_evaluate`'s.
 
     A single task whose inner steps grow without bound outweighs all others in a mean, or makes it NaN, so these are
     counted (`diverging_tasks`), and the mean of the others stands beside.
+    scale: by what all is multiplied then; ddof: see report.statistics.
     """
-    steady = (results < DIVERGED).all(axis=1)
-    others = report.statistics(results[steady], ddof=0) if steady.any() else {}
+    steady, results = (results < DIVERGED).all(axis=1), results * np.float64(scale)
+    others = report.statistics(results[steady], ddof) if steady.any() else {}
     with np.errstate(all='ignore'):
         return {
             'columns': [
@@ -359,20 +370,23 @@ def summarise(results):
                 'query, before adaptation',
                 *(f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, results.shape[1] - 1)),
             ],
-            **report.statistics(results, ddof=0),
+            **report.statistics(results, ddof),
             'diverging_tasks': int((~steady).sum()),
             **{f'{key}_of_the_others': others.get(key, np.full(results.shape[1], np.nan)) for key in ('mean', 'ci95')},
         }
 
 
-def print_summary(summary, measure, paper):
-    """Print the table of a test and how many tasks diverge; paper: the steps that it reads, with its values or None."""
+def print_summary(summary, measure, paper, limit=DIVERGED):
+    """Print the table of a test and how many tasks diverge, by an error above `limit`.
+
+    paper: the steps that it reads, with its values or None.
+    """
     last, scale = len(summary['columns']) - 2, 100 if measure == 'accuracy' else 1
     steps = [step for step in paper if step <= last]
     marks = {summary['columns'][step + 1]: paper[step] for step in steps}
     report.print_table(summary['columns'], summary, marks, scale)
     if summary['diverging_tasks']:
-        why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {DIVERGED:g}'
+        why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {limit:g}'
         print(
             f'{summary["diverging_tasks"]} of the tasks diverge ({why});\nmean of the others after '
             f'{", ".join(map(str, steps or [last]))} steps: '
