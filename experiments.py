@@ -6,9 +6,10 @@ original's other one (github.com/cbfinn/maml_rl at 9c8e2eb), here its folder mam
 """
 
 import dataclasses
+import json
 import os
 
-from runtime import devices
+from runtime import UserError, devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +195,21 @@ def resolve(given):
         values['pretrain_iterations'] += values['metatrain_iterations']
         values['metatrain_iterations'] = 0
     return values, origins
+
+
+# What weights that are to be adapted need to be used as they were trained.
+OF_WEIGHTS = ('datasource', 'norm', 'hidden', 'update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates')
+
+
+def settings_of(weights):
+    """Return OF_WEIGHTS of a checkpoint from the config.json beside it."""
+    path = os.path.join(os.path.dirname(weights), 'config.json')
+    try:
+        with open(path) as file:
+            settings = dict(json.load(file)['settings'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path}, the settings of the weights, cannot be read ({error}): bring it back') from None
+    return {name: settings[name] for name in OF_WEIGHTS if name in settings}
 
 
 def beyond_the_paper(config):

@@ -4,6 +4,8 @@
     python main.py --datasource=omniglot --num_classes=5 --update_batch_size=1        a cell of Table 1
     python main.py --datasource=miniimagenet --update_batch_size=1 --train=False --test_set=True
     python main.py --datasource=cheetah_dir                   reinforcement learning: a curve of Figure 5
+    python main.py --datasource=table --data_dir=FOLDER       tables of your own
+    python main.py --adapt=TABLE --predict=TABLE --init_from=WEIGHTS      a trained model on a new one
 
 A flag that is left unset takes the paper's value for that experiment (experiments.py). README.md has a line for
 each result of the paper. This file holds the flags and what is done with them; the algorithm is in maml.py, and
@@ -76,6 +78,10 @@ integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
 
+# Use of what is trained
+text('adapt', None, 'a table with a few rows of a new task, to which to adapt the weights of --init_from.')
+text('predict', None, 'a table for whose rows y is predicted then, into predictions.csv in --logdir (default: here).')
+
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
 integer('num_filters', None, 'filters of each convolution.')
@@ -127,7 +133,7 @@ boolean('help', False, 'show this help.', short_name='h')
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
     *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
-    *('distribute', 'x_columns', 'y_columns', 'hidden'),
+    *('distribute', 'x_columns', 'y_columns', 'hidden', 'adapt', 'predict'),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -195,8 +201,14 @@ CONTRADICTIONS = {
         ),
         *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
         (
-            lambda c: c.datasource == 'table' and not c.data_dir,
+            lambda c: c.datasource == 'table' and not (c.data_dir or c.adapt),
             '--datasource=table needs a folder of CSV files: add --data_dir',
+        ),
+        (lambda c: c.predict and not c.adapt, '--predict needs a table to adapt to: add --adapt'),
+        (lambda c: c.adapt and not c.predict, '--adapt alone leaves nothing behind: add --predict'),
+        (
+            lambda c: c.adapt and c.datasource != 'table',
+            '--adapt is for tables, but the weights of --init_from={init_from} are for --datasource={datasource}',
         ),
         *without(
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
@@ -283,6 +295,10 @@ def run(config, origins, folder=None):
     threads = runtime.start(config.threads)
     folder = folder or os.path.join(config.logdir, experiments.run_name(config))
     # These import TensorFlow, which runtime.start has prepared.
+    if getattr(config, 'adapt', None):
+        import regression
+
+        return regression.predict(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:
@@ -309,8 +325,10 @@ def read_flags(arguments):
     set_by_user = {name for name in values if values[name].present}
     given = {name: values[name].value for name in values if name not in ('help', 'h')}
     given['baseline'] = None if given['baseline'] == 'None' else given['baseline']
-    for name in ('data_dir', 'init_from', 'logdir', 'video'):
+    for name in ('data_dir', 'init_from', 'logdir', 'video', 'adapt', 'predict'):
         given[name] = given[name] and os.path.expanduser(given[name])
+    if given['adapt']:
+        given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]
     given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
     for name, kind in (('update_lr_grid', float), ('hidden', int)):
@@ -328,6 +346,15 @@ def read_flags(arguments):
     resolved, origins = experiments.resolve(given)
     check(resolved, set_by_user, source)
     return types.SimpleNamespace(**resolved), origins
+
+
+def as_trained(given, set_by_user):
+    """Return the settings with which --adapt uses the weights of --init_from where the user set none."""
+    if not given['init_from']:
+        raise UserError('--adapt needs trained weights: add --init_from')
+    settings = experiments.settings_of(given['init_from'])
+    settings = {name: value for name, value in settings.items() if name not in set_by_user}
+    return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
 
 
 def which_checkpoint(value, rl):

@@ -272,6 +272,8 @@ def predict(config):
     header, rows = read_csv(config.predict)
     os.makedirs(config.logdir, exist_ok=True)
     path = os.path.join(config.logdir, 'predictions.csv')
+    if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
+        raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
     with replacing(path, newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow([*header, *(f'predicted {name}' for name in y)])

@@ -32,7 +32,7 @@ except ImportError:  # Windows
 FREE = {
     *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
-    'standard',  # follows from the training data and the columns
+    *('adapt', 'predict', 'standard'),  # the last follows from the training data and the columns
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.

@@ -186,6 +186,8 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('update_lr_grid=0.1 datasource=omniglot', 'update_lr=0.1 datasource=omniglot'),
         ('max_pool=True', 'max_pool=True datasource=omniglot'),
         ('hidden=8', 'hidden=8 datasource=table data_dir=d'),
+        ('predict=a.csv', 'init_from=a.npz'),
+        ('adapt=a.csv', 'init_from=a.npz'),
         ('datasource=table', 'datasource=table data_dir=d baseline=pretrain test_iter=best'),
         ('datasource=table data_dir=d baseline=oracle', 'datasource=table data_dir=d'),
         ('datasource=table data_dir=d hidden=0', 'datasource=table data_dir=d hidden=1,2'),

@@ -211,11 +211,12 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
     rows, new = line(np.random.default_rng(8)), tmp_path / 'new.csv'
     write_table(tmp_path / 'support.csv', rows[:5])
     new.write_text('name,t\n' + ''.join(f'"row, {n}",{row[0]!r}\n' for n, row in enumerate(rows[5:].tolist())))
-    config = dict(
-        update_lr=0.05, num_updates=1, learn_update_lr=False, test_num_updates=2, logdir=str(tmp_path / 'out')
-    )
-    files = dict(init_from=str(run / 'model100.npz'), adapt=str(tmp_path / 'support.csv'), predict=str(new))
-    regression.predict(types.SimpleNamespace(**config, **files))
+    command = [f'--adapt={tmp_path / "support.csv"}', f'--predict={new}', f'--logdir={tmp_path / "out"}']
+    weights = f'--init_from={run / "model100.npz"}'
+    for incomplete, words in ((command, 'needs trained weights'), ([command[0], weights], 'leaves nothing behind')):
+        with pytest.raises(UserError, match=words):
+            run_here(*incomplete)
+    run_here(*command, weights, '--update_lr=0.05')  # all else is known: the columns, the network, 2 steps
     header, *found = list(csv.reader((tmp_path / 'out' / 'predictions.csv').open()))
     assert header == ['name', 't', 'predicted income'] and found[0][0] == 'row, 0' and len(found) == 15
 
@@ -233,6 +234,8 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
         w = {name: w[name] - 0.05 * gradients[name] for name in w}
     expected = network.forward(x[5:], w).numpy()[:, 0] * deviation[1] + mean[1]
     np.testing.assert_allclose([float(row[2]) for row in found], expected, rtol=1e-4)
+    with pytest.raises(UserError, match='would be written over'):
+        run_here(command[0], f'--predict={tmp_path / "out" / "predictions.csv"}', command[2], weights)
 
 
 # ---- What is of no use ---------------------------------------------------------------------------------------------
