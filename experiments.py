@@ -145,6 +145,11 @@ PAPER = [
     ({'rl': True, 'baseline': 'pretrain'}, dict(num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'oracle'}, dict(num_updates=0, test_num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'random'}, dict(num_updates=0, metatrain_iterations=0), 'section 5.3'),
+    (
+        {'rl': True, 'baseline': 'random'},
+        dict(random_policies=30),
+        'our choice: one policy is no estimate (released: 1)',
+    ),
     *[
         (
             {'datasource': source, 'baseline': baseline},
@@ -219,8 +224,8 @@ def beyond_the_paper(config):
     for where, settings, _ in PAPER:
         if all(values.get(flag) == value for flag, value in where.items()):
             numbers.update(settings)
-    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps'}
-    return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values[flag] != numbers[flag])
+    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'}
+    return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
 
 
 def print_settings(config, origins, threads):

@@ -86,7 +86,7 @@ def find(root, sources, seed):
     """Return the results of the paper's tests (not of those with other numbers of tasks or steps) of data sources."""
     runs = [root / source / (method or 'maml') / f'seed{seed}' for source in sources for method in METHODS]
     paths = [path for run in runs for path in sorted(run.glob('test*.json'))]
-    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+', path.stem)]
+    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+(_policies1)?', path.stem)]
 
 
 def ordered(results):
@@ -380,7 +380,7 @@ def write(figure, *paths):
         kind = path.suffix[1:]
         if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f'{path}: a picture ends in .png, .svg or .pdf')
-        with runtime.replacing(str(path), 'wb') as file:
+        with runtime.replacing(path, 'wb') as file:
             figure.savefig(file, format=kind, metadata={'Date': None} if kind == 'svg' else None)
 
 

@@ -118,6 +118,7 @@ number('train_update_lr', -1, 'alpha of the training run, to test with another o
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'the same in a test.')
 number('test_update_lr', None, 'alpha in a test; updates beyond those of training take half of it.')
+integer('random_policies', None, 'with --baseline=random: how many untrained policies the test is the mean of.')
 text('video', None, 'a .gif to write: a policy before and after adaptation (with --train=False).')
 integer('threads', None, 'cores to use; default: all.')
 enum(
@@ -137,7 +138,7 @@ SUPERVISED_ONLY = {
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video'),
+    *('test_update_lr', 'video', 'random_policies'),
 }
 
 # Flags, whether a value will do, and what to give instead.
@@ -145,7 +146,8 @@ LIMITS = [
     (['num_classes'], lambda value: value >= 2, '2 or more'),
     (
         ['meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'test_update_batch_size', 'num_filters']
-        + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers'],
+        + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers']
+        + ['random_policies'],
         lambda value: value >= 1,
         '1 or more',
     ),
@@ -200,10 +202,6 @@ CONTRADICTIONS = {
             '--baseline={baseline} is not for tables: drop it, or use --baseline=pretrain',
         ),
         *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
-        (
-            lambda c: c.datasource == 'table' and not (c.data_dir or c.adapt),
-            '--datasource=table needs a folder of CSV files: add --data_dir',
-        ),
         (lambda c: c.predict and not c.adapt, '--predict needs a table to adapt to: add --adapt'),
         (lambda c: c.adapt and not c.predict, '--adapt alone leaves nothing behind: add --predict'),
         (
@@ -277,6 +275,7 @@ CONTRADICTIONS = {
             '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
             '--num_updates={num_updates}',
         ),
+        (lambda c: c.baseline != 'random' and c.random_policies, '--random_policies is for --baseline=random: drop it'),
         (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
         (lambda c: c.video and c.train, '--video is made by a test: add --train=False'),
     ],

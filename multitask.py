@@ -88,7 +88,9 @@ def train(config, origins, threads, model, folder):
     print_settings(config, origins, threads)
     regressor = Regressor(model.network, config.meta_lr, config.seed)
     begun = config.resume and checkpoint.exists(folder)
-    record = read_record(folder) if begun else search(regressor, kind) | {'errors': [], 'steps': []}
+    record = (
+        read_record(os.path.join(folder, RECORD)) if begun else search(regressor, kind) | {'errors': [], 'steps': []}
+    )
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         while run.goes_on():
             number = run.iteration
@@ -137,14 +139,14 @@ def search(regressor, kind):
     return {'strength': 0.0, 'search': tried}
 
 
-def read_record(folder):
-    """Return what RECORD in `folder` holds; UserError where it cannot be read."""
+def read_record(path):
+    """Return what the RECORD at `path` holds; UserError where it cannot be read."""
     try:
-        with open(os.path.join(folder, RECORD)) as file:
+        with open(path) as file:
             record = json.load(file)
         return {key: record[key] for key in ('strength', 'search', 'errors', 'steps')}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{os.path.join(folder, RECORD)}, the record of the regressors, cannot be read ({error}): bring it back, '
-            'or start anew with --resume=False'
+            f'{path}, the record of the regressors, cannot be read ({error}): bring it back, or start anew with '
+            '--resume=False'
         ) from None

@@ -150,8 +150,8 @@ def find_tables(folder, seed):
     They are those in the folders train/, val/ and test/; where there are none of these, those in `folder`, split by the
     seed. The hash is over the training tables, and if the seed splits them, over all: names and contents.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f'{folder} is no folder: name one with CSV files by --data_dir')
+    if not os.path.isdir(folder or ''):
+        raise UserError(f'--data_dir={folder} is no folder: name one with a CSV file for each task')
     inside = {split: os.path.join(folder, split) for split in SPLITS}
     if any(map(os.path.isdir, inside.values())):
         files = {split: csv_files(path) if os.path.isdir(path) else [] for split, path in inside.items()}

@@ -39,6 +39,7 @@ def check(work, tasks):
     result = work.result()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, 'w') as nowhere:
         flags = {'train': False, 'log': False, 'init_from': work.weights(), 'num_test_tasks': tasks}
+        flags |= {'update_lr': result['settings']['update_lr']} if 'tuned' in result else {}  # not to be tuned on a few
         config, origins = work.settings(**flags, **work.target.tests[0][1])
         with contextlib.redirect_stdout(nowhere):
             main.run(config, origins, folder)

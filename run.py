@@ -34,6 +34,7 @@ FREE = {
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
     *('adapt', 'predict', 'standard'),  # the last follows from the training data and the columns
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
+    'random_policies',
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {

@@ -47,6 +47,7 @@ def in_one_line():
 @contextlib.contextmanager
 def replacing(path, mode='w', **how):
     """Open a file that is there whole, in the place of `path`, or not at all; UserError where it cannot be written."""
+    path = os.fspath(path)
     try:
         with open(path + '.tmp', mode, **how) as file:
             yield file

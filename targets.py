@@ -50,10 +50,11 @@ def image_target(experiment, method, paper, interval, hours, **flags):
     return Target(name, f'{experiment}/{method}', flags, tests, tuple(steps), (paper,), (interval,), hours)
 
 
-# The policies of cheetah and ant in results/ were trained and tested before the original's workers were ported (docs/
-# fidelity.md, row 12 of reinforcement learning). Those not begun by then are made as the paper's were.
+# These policies in results/ were trained and tested before the original's workers were ported (docs/fidelity.md, row 12
+# of reinforcement learning); all others are made as the paper's were.
 ONE_WORKER = {'sampling_workers': 1, 'test_sampling_workers': 1}
-PAPERS_WORKERS = {'ant_vel/pretrain', 'ant_vel/oracle', 'ant_dir/pretrain', 'ant_dir/oracle'}
+MADE_BY_ONE = {f'cheetah_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'pretrain', 'oracle')}
+MADE_BY_ONE |= {f'ant_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'random')}
 
 
 def rl_targets(figures):
@@ -62,11 +63,13 @@ def rl_targets(figures):
     for source, hour in hours.items():
         for method in ('maml', 'pretrain', 'random', 'oracle'):
             curve = figures[source][method]
-            workers = {} if source == 'point' or f'{source}/{method}' in PAPERS_WORKERS else ONE_WORKER
+            older = ONE_WORKER if f'{source}/{method}' in MADE_BY_ONE else {}
+            if older and method == 'random':
+                older = {'test_sampling_workers': 1, 'random_policies': 1}
             yield Target(
                 f'figure5/{source}/{method}',
                 f'{source}/{method}',
-                {'datasource': source} | ({} if method == 'maml' else {'baseline': method}) | workers,
+                {'datasource': source} | ({} if method == 'maml' else {'baseline': method}) | older,
                 (('paper', {}),),
                 tuple(range(len(curve['mean']))),
                 tuple(curve['mean']),

@@ -60,8 +60,9 @@ def run(config, origins, threads, folder, paper):
         tested = {'chosen': chosen(config), **history(config, *load_for_test(config, model, folder))}
         if not config.train:
             print_settings(config, origins, threads)
-        if config.baseline in MULTITASK:
-            tested['regressors'] = multitask.read_record(os.path.dirname(tested['checkpoint']))
+        record = os.path.join(os.path.dirname(tested['checkpoint']), multitask.RECORD)
+        if config.baseline in MULTITASK and os.path.exists(record):
+            tested['regressors'] = multitask.read_record(record)
         if config.update_lr_grid:
             tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr

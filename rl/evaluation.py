@@ -9,6 +9,7 @@ from tqdm import tqdm
 import report
 from experiments import beyond_the_paper
 from rl.envs import FAMILIES
+from rl.policy import flatten
 from rl.reinforce import adapt
 from rl.sampler import Sampler
 from rl.samples import collect
@@ -54,32 +55,41 @@ def test_tasks(config):
 def test(config, model, folder, tested, threads, paper):
     """Test on num_test_tasks tasks; print a table, write CSV and JSON, return the phis of `adapt_and_measure`.
 
-    tested: what `run.history` says of the model.
+    tested: what `run.history` says of the model. With --baseline=random the numbers are over random_policies policies,
+    of which each is tested on all tasks; paths and phis are those of the first.
     """
-    start, tasks = time.time(), test_tasks(config)
-    sampler = Sampler(
-        config.datasource,
-        tasks,
-        config.test_update_batch_size,
-        seed=(config.test_seed, TEST_STREAM),
-        oracle=config.baseline == 'oracle',
-        threads=threads,
-        workers=config.test_sampling_workers,
-    )
+    start, tasks, policies = time.time(), test_tasks(config), config.random_policies or 1
     alphas = step_sizes(config, model.step_sizes())
     os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
-    with tqdm(total=len(alphas) + 1, desc='testing', unit=' steps', disable=None) as progress:
-        try:
-            with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed
-                paths, phis = adapt_and_measure(model, sampler, alphas, progress.update)
-        except (FloatingPointError, np.linalg.LinAlgError) as error:
-            raise UserError(f'the test broke off, {error}: try a smaller --test_update_lr') from None
-    returns = np.array([collected.average_returns() for collected in paths]).T  # [tasks, columns]
+    returns = []  # of each policy: [tasks, columns]
+    with tqdm(total=policies * (len(alphas) + 1), desc='testing', unit=' steps', disable=None) as progress:
+        for number in range(policies):
+            if number:
+                model.theta = flatten(model.init(config.seed + number))
+            sampler = Sampler(
+                config.datasource,
+                tasks,
+                config.test_update_batch_size,
+                seed=(config.test_seed, TEST_STREAM + number),
+                oracle=config.baseline == 'oracle',
+                threads=threads,
+                workers=config.test_sampling_workers,
+            )
+            try:
+                with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed
+                    collected, adapted = adapt_and_measure(model, sampler, alphas, progress.update)
+            except (FloatingPointError, np.linalg.LinAlgError) as error:
+                raise UserError(f'the test broke off, {error}: try a smaller --test_update_lr') from None
+            returns.append(np.transpose([paths.average_returns() for paths in collected]))
+            if number == 0:
+                first, phis = collected, adapted
+    returns = np.mean(returns, axis=1) if policies > 1 else returns[0]
     columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
     numbers = report.statistics(returns, ddof=1)
     print(
         f'\naverage return over {len(tasks)} tasks, {config.test_update_batch_size} rollouts of each before and '
         f'after each step (workers: {config.test_sampling_workers})'
+        + (f',\nmean and intervals over {policies} untrained policies' if policies > 1 else '')
     )
     report.print_checkpoint(tested)
     report.print_table(columns, numbers, {columns[step]: value for step, value in paper.items()})
@@ -90,14 +100,14 @@ def test(config, model, folder, tested, threads, paper):
         'measure': 'average return',
         'columns': columns,
         **numbers,
-        'per_task': returns.T,  # [columns][tasks]
+        'per_policy' if policies > 1 else 'per_task': returns.T,  # [columns][policies or tasks]
         'tasks': tasks,
         'step_sizes': alphas,
         'seconds': round(time.time() - start, 1),
         **tested,
     }
     if config.datasource == 'point':  # the positions on a few paths, for the picture of figure 4
-        each = [np.split(collected.observations[0], np.cumsum(collected.path_lengths[0])) for collected in paths]
+        each = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0])) for paths in first]
         result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
     report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis

@@ -159,7 +159,8 @@ def append_progress(folder, row):
 def load_for_test(config, model, folder):
     """Bring the model to the policy to test, the best unless another is named; return what `run.history` says of it."""
     if config.baseline == 'random':
-        return {'checkpoint': f'a fresh policy, seed {config.seed}', 'settings': vars(config)}
+        last = config.seed + config.random_policies - 1
+        return {'checkpoint': f'fresh policies, seeds {config.seed} to {last}', 'settings': vars(config)}
     if config.init_from and not config.train:
         return history(config, config.init_from, checkpoint.restore_weights(config.init_from, model))
     names = [f'model{config.test_iter}.npz'] if config.test_iter != -1 else [checkpoint.BEST, checkpoint.PACKED]

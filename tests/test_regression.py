@@ -269,7 +269,8 @@ def test_a_table_of_no_use_is_named_with_its_line(tmp_path, text, words):
     [
         ({'x_columns': ['nothing']}, 'has no column nothing, but t, income, noise'),
         ({'x_columns': ['t'], 'y_columns': ['t']}, 'each column once'),
-        ({'data_dir': '/nowhere/at/all'}, '/nowhere/at/all is no folder'),
+        ({'data_dir': '/nowhere/at/all'}, '--data_dir=/nowhere/at/all is no folder'),
+        ({'data_dir': None}, '--data_dir=None is no folder'),
         ({'train': False}, 'no checkpoint in nowhere: train first'),
         ({'train': False, 'init_from': 'nowhere/model1.npz'}, 'nowhere/config.json'),
     ],

@@ -326,12 +326,22 @@ def test_pretraining_takes_its_own_steps_in_the_test(tmp_path):
 
 def test_a_random_policy_needs_no_training(tmp_path):
     gif = tmp_path / 'point.gif'
-    config, folder = run_here(
-        tmp_path, baseline='random', metatrain_iterations=None, train=False, test_num_updates=1, video=str(gif)
-    )
-    assert result(folder)['checkpoint'] == 'a fresh policy, seed 1' and not list(folder.glob('*.npz'))
+    flags = dict(baseline='random', metatrain_iterations=None, train=False, test_num_updates=1)
+    config, folder = run_here(tmp_path, **flags, random_policies=2, video=str(gif))
+    assert result(folder)['checkpoint'] == 'fresh policies, seeds 1 to 2' and not list(folder.glob('*.npz'))
     with Image.open(gif) as film:  # two pictures of 200 pixels side by side, and a line
         assert film.n_frames > 50 and film.size == (402, 230)
+
+
+def test_random_is_the_mean_over_untrained_policies(tmp_path):
+    assert settings(baseline='random').random_policies == 30 and settings().random_policies is None
+    flags = dict(baseline='random', metatrain_iterations=None, train=False, test_num_updates=1)
+    one, three = (result(run_here(tmp_path / str(n), **flags, random_policies=n)[1]) for n in (1, 3))
+    per_policy = np.array(three['per_policy'])  # [columns][policies], each the mean over its tasks
+    np.testing.assert_allclose(per_policy[:, 0], one['mean'], rtol=1e-6)
+    assert len(np.unique(per_policy[0])) == 3
+    np.testing.assert_allclose(three['mean'], per_policy.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(three['ci95'], 1.96 * per_policy.std(1, ddof=1) / np.sqrt(3), rtol=1e-6)
 
 
 def test_only_the_context_is_adapted(tmp_path):
