@@ -55,7 +55,7 @@ def forward_flops(network):
     if not hasattr(network, 'num_filters'):
         return dense_flops(network.dim_input, *network.dim_hidden, network.dim_output)
     size, channels, flops = network.img_size, network.channels, 0
-    for _ in range(4):
+    for _ in range(network.blocks):
         strided = -(-size // 2)
         flops += 2 * 9 * channels * network.num_filters * (size if network.max_pool else strided) ** 2
         size, channels = size // 2 if network.max_pool else strided, network.num_filters

@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from runtime import UserError, replacing
 
-MAX_TO_KEEP = 10  # maml: main.py:294
 BEST = 'best.npz'  # the weights with the best average return, or that were best on the validation set
 PACKED = 'weights.npz'
 
@@ -30,14 +29,14 @@ def variables(model):
     return {f'{group}/{name}': variable for group, members in groups.items() for name, variable in members.items()}
 
 
-def save(folder, model, **numbers):
-    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest ten.
+def save(folder, model, max_to_keep=10, **numbers):
+    """Write model<iteration>.npz, the state after that many outer steps, and remove all but the newest max_to_keep.
 
     numbers: the iteration, and what else is to be kept with it (`write`).
     """
     path = os.path.join(folder, f'model{numbers["iteration"]}.npz')
     write(path, model, **numbers)
-    for old in find(folder)[MAX_TO_KEEP:]:
+    for old in find(folder)[max_to_keep:]:
         os.remove(old)
     return path
 
@@ -91,9 +90,15 @@ def assign(targets, arrays, path):
     """Assign `arrays` to the variables `targets` of the same names; all or, with UserError, none."""
     for name, variable in targets.items():
         found = arrays[name].shape if name in arrays else None
-        if found != tuple(variable.shape):
+        wanted = tuple(variable.shape)
+        if name.endswith('w5') and found and found != wanted and found[:-1] == wanted[:-1]:
             raise UserError(
-                f'{path} does not fit this network: {name} should be {tuple(variable.shape)} but is '
+                f'{path} has outputs for {found[-1]} classes, not {wanted[-1]}, and none can be added: use it with '
+                f'--num_classes={found[-1]}, or train with --num_classes={wanted[-1]}'
+            )
+        if found != wanted:
+            raise UserError(
+                f'{path} does not fit this network: {name} should be {wanted} but is '
                 f'{found or "missing"}: use the flags that it was trained with'
             )
     for name, variable in targets.items():

@@ -14,11 +14,10 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from images import TooFew, load_folders
+from images import SPLITS, TooFew, load_folders
 
 TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
-OMNIGLOT_SPLIT = (1100, 100, 423)  # characters for training, validation, test (maml: data_generator.py:41-54)
 FULL_SIZE = {'omniglot': [(1623, 20)] * 3, 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
@@ -209,7 +208,8 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
         if len(rows) < needed:
             raise TooFew(
                 f'{name} has {len(rows)} images, but a task needs {needed} of a class '
-                f'({update_batch_size} + {query} query): add images or remove the class'
+                f'({update_batch_size} + {query} query): add images, remove the class, or lower '
+                f'--{"train" if split == "train" else "test"}_query'
             )
     return images, classes, digest
 
@@ -217,26 +217,25 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
 def load_split(datasource, source, data_dir, split):
     """Load (images uint8 [n, pixels], rows of each class, class folders, digest of all files) of one split, checked.
 
-    Omniglot is one set of character folders, sorted, shuffled with seed 1 and cut into 1,100 / 100 / 423 (smaller
-    sets: in that proportion); MiniImagenet has a folder for each split.
+    One set of class folders (source.split) is sorted, shuffled with seed 1 and cut in the proportion that the split
+    says, Omniglot's 1,623 characters into 1,100 / 100 / 423; MiniImagenet has a folder for each split.
     """
-    part, omniglot = ['train', 'val', 'test'].index(split), datasource == 'omniglot'
-    folder = data_dir if omniglot else data_dir / split
-    images, classes, names, digest = load_folders(
-        folder, 1 + omniglot, source.img_size, source.channels, invert=omniglot
-    )
-    num_classes, num_images = FULL_SIZE[datasource][part]
-    if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
-        print(
-            f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
-            f'{num_classes} x {num_images}: results will not compare with the paper',
-            file=sys.stderr,
-        )
-    if not omniglot:
+    part, folder = SPLITS.index(split), data_dir if source.split else data_dir / split
+    how = dict(invert=datasource == 'omniglot', own=datasource == 'images')
+    images, classes, names, digest = load_folders(folder, source.depth, source.img_size, source.channels, **how)
+    if datasource in FULL_SIZE:
+        num_classes, num_images = FULL_SIZE[datasource][part]
+        if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
+            print(
+                f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '
+                f'{num_classes} x {num_images}: results will not compare with the paper',
+                file=sys.stderr,
+            )
+    if not source.split:
         return images, classes, names, digest
     order = list(range(len(classes)))
     random.Random(1).shuffle(order)
-    cuts = [round(len(order) * sum(OMNIGLOT_SPLIT[:i]) / sum(OMNIGLOT_SPLIT)) for i in (part, part + 1)]
+    cuts = [round(len(order) * sum(source.split[:i]) / sum(source.split)) for i in (part, part + 1)]
     order = order[slice(*cuts)]
     ends = np.cumsum([0] + [len(classes[i]) for i in order])
     images = np.concatenate([images[classes[i]] for i in order] or [images[:0]])

@@ -27,6 +27,8 @@ class Source:
     print_interval: int = 100  # maml: main.py:75-80
     block: int = 1  # outer steps a call of the compiled training function
     folder: str = ''  # below data/
+    depth: int = 1  # of the class folders
+    split: tuple | None = None  # shares of training, validation and test of one set of classes; None: folders of these
 
 
 SOURCES = {
@@ -34,7 +36,13 @@ SOURCES = {
     # Tables of the user's own, which say the sizes that are left out here (regression.py).
     'table': Source(dim_hidden=(), print_interval=1000, block=100),
     'omniglot': Source(
-        dim_input=28 * 28, dim_hidden=(256, 128, 64, 64), img_size=28, channels=1, folder='omniglot_resized'
+        dim_input=28 * 28,
+        dim_hidden=(256, 128, 64, 64),
+        img_size=28,
+        channels=1,
+        folder='omniglot_resized',
+        depth=2,
+        split=(1100, 100, 423),  # characters (maml: data_generator.py:41-54)
     ),
     'miniimagenet': Source(
         dim_input=84 * 84 * 3,
@@ -45,6 +53,8 @@ SOURCES = {
         clip=10.0,
         folder='miniImagenet',
     ),
+    # The user's own; what is left out here, the flags or the images say (source_of).
+    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0),
     **dict.fromkeys(
         ['point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'], Source(rl=True, dim_hidden=(100, 100))
     ),  # section 5.3; more of them in rl/envs/__init__.py
@@ -99,11 +109,18 @@ PAPER = [
     ({'datasource': 'omniglot'}, dict(test_num_updates=10, paper_steps=[3]), 'A.1, 5-way'),
     ({'datasource': 'omniglot', 'num_classes': 20}, dict(num_updates=5, update_lr=0.1), 'A.1, 20-way'),
     ({'datasource': 'omniglot', 'num_classes': 20}, dict(meta_batch_size=16, paper_steps=[5]), 'A.1, 20-way'),
-    ({'datasource': 'miniimagenet'}, dict(update_batch_size=1, num_updates=5, update_lr=0.01), 'A.1'),
-    ({'datasource': 'miniimagenet'}, dict(meta_batch_size=4, metatrain_iterations=60000, norm='batch_norm'), 'A.1'),
-    ({'datasource': 'miniimagenet'}, dict(test_num_updates=10, paper_steps=[10], train_query=15), 'A.1'),
-    ({'datasource': 'miniimagenet'}, dict(num_filters=32, max_pool=True), 'A.1'),
-    ({'datasource': 'miniimagenet', 'update_batch_size': 5}, dict(meta_batch_size=2), 'A.1, 5-shot'),
+    *[
+        row
+        for source, origin in (('miniimagenet', 'A.1'), ('images', 'our choice: as MiniImagenet, A.1'))
+        for row in (
+            ({'datasource': source}, dict(update_batch_size=1, num_updates=5, update_lr=0.01), origin),
+            ({'datasource': source}, dict(meta_batch_size=4, metatrain_iterations=60000, norm='batch_norm'), origin),
+            ({'datasource': source}, dict(test_num_updates=10, paper_steps=[10], train_query=15), origin),
+            ({'datasource': source}, dict(num_filters=32, max_pool=True), origin),
+            ({'datasource': source, 'update_batch_size': 5}, dict(meta_batch_size=2), f'{origin}, 5-shot'),
+        )
+    ],
+    ({'datasource': 'images'}, dict(paper_steps=[]), 'there is no paper'),
     ({'conv': False}, dict(max_pool=False), 'section 5.2'),
     # Reinforcement learning. update_batch_size counts rollouts of a task in each sampling step of training,
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
@@ -202,18 +219,38 @@ def resolve(given):
     return values, origins
 
 
+def source_of(config):
+    """Return the Source of these settings, which say what the user's own images are."""
+    source = SOURCES[config.datasource]
+    if config.datasource != 'images':
+        return source
+    size, channels = config.img_size, config.channels
+    split = config.split and tuple(config.split)
+    return dataclasses.replace(source, img_size=size, channels=channels, dim_input=size**2 * channels, split=split)
+
+
 # What weights that are to be adapted need to be used as they were trained.
-OF_WEIGHTS = ('datasource', 'norm', 'hidden', 'update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates')
+OF_WEIGHTS = (
+    *('datasource', 'num_classes', 'baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool'),
+    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates', 'hidden'),
+)
 
 
 def settings_of(weights):
-    """Return OF_WEIGHTS of a checkpoint from the config.json beside it."""
+    """Return OF_WEIGHTS of a checkpoint from the config.json beside it; {} where there is none.
+
+    test_num_updates is the number of steps that the paper reads, where it reads any.
+    """
     path = os.path.join(os.path.dirname(weights), 'config.json')
     try:
         with open(path) as file:
             settings = dict(json.load(file)['settings'])
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}, the settings of the weights, cannot be read ({error}): bring it back') from None
+        raise UserError(f'{path}, the settings of the weights, cannot be read ({error}): mend or remove it') from None
+    if settings.get('paper_steps'):
+        settings['test_num_updates'] = settings['paper_steps'][-1]
     return {name: settings[name] for name in OF_WEIGHTS if name in settings}
 
 
@@ -238,15 +275,11 @@ def print_settings(config, origins, threads):
 
 def unused(config):
     """Return the names of settings that such a run does not read."""
-    source, names = SOURCES[config.datasource], set()
+    source = SOURCES[config.datasource]
+    names = {'paper_steps'} if config.datasource in ('images', 'table') else set()
+    names |= {'img_size', 'channels', 'split'} if config.datasource != 'images' else set()
     if not source.rl and not source.img_size:
-        names |= {
-            'num_classes',
-            'conv',
-            'max_pool',
-            'num_filters',
-            'paper_steps' if config.datasource == 'table' else '',
-        }
+        names |= {'num_classes', 'conv', 'max_pool', 'num_filters'}
         names |= {'data_dir', 'test_set'} if config.datasource == 'sinusoid' else set()
     elif not source.rl and not config.conv:
         names |= {'max_pool', 'num_filters'}
@@ -255,9 +288,8 @@ def unused(config):
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}
-    return names | {
-        *('pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'resume')
-    }
+    names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
+    return names | {'resume'}
 
 
 def run_name(config):

@@ -281,6 +281,30 @@ def of_test(result, samples=None):
     return figure
 
 
+def of_predictions(names, support, queries, answers, columns=10, rows=4):
+    """Return a figure of what adapt.py did: an image of each class, and the first queries with what they are taken for.
+
+    support: images [classes, side, side, channels] of bytes; queries: such images; answers: probabilities [queries,
+    classes]. At most `columns` classes are shown, and `rows` of queries.
+    """
+    columns = min(columns, max(len(names), len(queries), 5))
+    shown = queries[: rows * columns]
+    rows = -(-len(shown) // columns)
+    figure = Figure((1.1 * columns, 0.6 + 1.3 * (1 + rows)), layout='constrained')
+    top, below = figure.subfigures(2, 1, height_ratios=[1, rows])
+    top.suptitle('new classes' + (f', the first {columns} of {len(names)}' if len(names) > columns else ''), fontsize=9)
+    below.suptitle(f'predictions, {len(shown)} of {len(queries)}', fontsize=9)
+    words = [f'{names[answer.argmax()]}\n{100 * answer.max():.0f} %' for answer in answers[: len(shown)]]
+    for part, images, labels in ((top, support[:columns], names), (below, shown, words)):
+        axes = part.subplots(-(-len(images) // columns), columns, squeeze=False).ravel()
+        for axis, image, label in zip(axes, images, labels):
+            show(axis, image)
+            axis.set_xlabel(label.replace('$', r'\$'), fontsize=8)
+        for axis in axes[len(images) :]:
+            axis.set_axis_off()
+    return figure
+
+
 # ---- Training curves -------------------------------------------------------------------------------------------
 
 # Today's lines of log.txt and those of older runs, whose validation came without a number.

@@ -1,5 +1,6 @@
 """Folders of images as arrays: decoded once, then read from a cache beside them that is used only if it is sound."""
 
+import concurrent.futures
 import contextlib
 import functools
 import hashlib
@@ -13,11 +14,16 @@ import zlib
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from tqdm import tqdm
 
+from data import prepare
 from runtime import UserError
 
-IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg')
+IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg')  # of the paper's data sets
+OWN_ENDINGS = (*IMAGE_ENDINGS, '.gif', '.bmp', '.webp')  # of the user's own images
+SPLITS = ('train', 'val', 'test')
+OWN_SPLIT = [0.6, 0.2, 0.2]  # shares of the classes, in that order
 SAMPLE = 32 << 20  # bytes of a cache that are read to check it: all of Omniglot, a 25th of MiniImagenet
 
 
@@ -26,8 +32,10 @@ class TooFew(UserError):
 
 
 @functools.lru_cache(maxsize=4)
-def load_folders(folder, depth, img_size, channels, invert=False):
+def load_folders(folder, depth, img_size, channels, invert=False, own=False):
     """Decode the images below `folder`, whose classes are the folders `depth` levels down.
+
+    own: the user's own images, of any common format, which are resized; others must have the right size.
 
     Decoded once: the pixels are kept in a cache file beside the data, named by a hash over the names, sizes and
     times of all images. Returns (uint8 [n, pixels], rows of each class, class folders), all in sorted order, and a
@@ -37,12 +45,14 @@ def load_folders(folder, depth, img_size, channels, invert=False):
     names = class_folders(folder, depth)
     files, classes = [], []
     for name in names:
-        found = [entry.path for entry in entries(name) if entry.name.lower().endswith(IMAGE_ENDINGS)]
+        found = [entry.path for entry in entries(name) if is_image(entry.name, own)]
         classes.append(range(len(files), len(files) + len(found)))
         files.extend(found)
     if not files:
-        raise TooFew(f'no images in {folder}: prepare the data first (see data/README.md) or set --data_dir')
-    digest, content = hashlib.sha256(f'{img_size} {channels} {invert}'.encode()), hashlib.sha256()
+        what = 'a folder of images for each class has to be in it' if own else 'prepare the data first'
+        raise TooFew(f'no images in {folder}: {what} (see {"" if own else "data/"}README.md) or set --data_dir')
+    how = f'{img_size} {channels} {invert}' + (' own' if own else '')
+    digest, content = hashlib.sha256(how.encode()), hashlib.sha256()
     for file in files:
         try:
             status, name = os.stat(file), file.removeprefix(f'{folder}{os.sep}')
@@ -56,9 +66,14 @@ def load_folders(folder, depth, img_size, channels, invert=False):
     cache = folder / f'cache-{digest.hexdigest()[:16]}.npy'
     images = read_cache(cache, (len(files), img_size * img_size * channels))
     if images is None:
-        images = decode(files, img_size, channels, invert)
+        images = decode(files, img_size, channels, invert, own)
         write_cache(cache, images)
     return images, classes, names, content.hexdigest()[:16]
+
+
+def is_image(name, own):
+    """Whether a file is called like an image."""
+    return name.lower().endswith(OWN_ENDINGS if own else IMAGE_ENDINGS)
 
 
 def class_folders(folder, depth):
@@ -148,9 +163,19 @@ def remove_leftovers(folder):
             pass
 
 
-def decode(files, img_size, channels, invert):
-    """Decode to uint8 [files, pixels] as the original; `invert` makes ink 255 (maml: data_generator.py:114-118)."""
+def decode(files, img_size, channels, invert, own=False):
+    """Decode to uint8 [files, pixels] as the original; `invert` makes ink 255 (maml: data_generator.py:114-118).
+
+    own: whatever the images are, they are converted (`read_own`).
+    """
     images = np.empty([len(files), img_size * img_size * channels], np.uint8)
+    if own:
+        read = functools.partial(read_own, img_size=img_size, channels=channels)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            parts = tqdm(pool.map(read, files), 'decoding', len(files), unit=' images', disable=None)
+            for row, image in enumerate(parts):
+                images[row] = image.reshape(-1)
+        return 255 - images if invert else images
     decoded = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files]).map(
         lambda file: tf.io.decode_image(tf.io.read_file(file), channels, expand_animations=False),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -169,3 +194,116 @@ def decode(files, img_size, channels, invert):
             )
         images[row] = image.reshape(-1)
     return 255 - images if invert else images
+
+
+# ---- The user's own images -------------------------------------------------------------------------------------
+
+
+def read_own(file, img_size, channels):
+    """Decode a file of any common format as uint8 [img_size, img_size, (3)]; UserError, naming it, where it is none."""
+    with opened(file) as image:
+        return np.asarray(prepare.convert(image, (img_size, img_size), 'L' if channels == 1 else 'RGB'))
+
+
+@contextlib.contextmanager
+def opened(file):
+    """Open an image; UserError where it is none, or is damaged as far as it is read."""
+    try:
+        with Image.open(file, formats=prepare.FORMATS) as image:
+            yield image
+    except Exception:  # noqa: BLE001 (Pillow raises many kinds, according to where the damage is)
+        raise UserError(f'{file} is not a readable image: replace or remove it') from None
+
+
+def settle(config, origins):
+    """Complete the settings of the user's own images from what --data_dir holds: img_size, channels and split.
+
+    It has class folders in train/, val/ and test/, or class folders that are to be split. Raises UserError where the
+    images do not agree in what is unset; names on stderr what is not used.
+    """
+    if not config.data_dir:
+        raise UserError('--datasource=images needs the folder of the images: give --data_dir')
+    folder = pathlib.Path(config.data_dir)
+    names = {entry.name for entry in entries(folder) if entry.is_dir()}
+    if 'train' in names or (names and names <= set(SPLITS)):
+        if config.split:
+            raise UserError(f'--split divides one set of class folders, but {folder} has train, val or test: drop it')
+        places = [folder / name for name in SPLITS if name in names]
+        unused = [(entry.path, 'not in train, val or test') for entry in entries(folder) if entry.name not in SPLITS]
+    else:
+        places, unused = [folder], []
+        if not config.split:
+            config.split, origins['split'] = OWN_SPLIT, 'our choice'
+    files = []
+    for place in places:
+        found, others = own_files(place)
+        files += [file for name in found for file in found[name]]
+        unused += others
+    warn_of_unused(unused)
+    if not files:
+        raise UserError(f'no images in {folder}: a folder of images for each class has to be in it (see README.md)')
+    if config.img_size is None or config.channels is None:
+        shapes = {own_shape(file): file for file in tqdm(files, 'reading sizes', unit=' images', disable=None)}
+        for name, shape in agreed(shapes, config).items():
+            setattr(config, name, shape)
+            origins[name] = "the images' own"
+
+
+def own_files(folder):
+    """Return the images of each class folder in `folder`, {name: files}, and what is not used: [(path, why)]."""
+    found, unused = {}, []
+    for entry in entries(folder):
+        if not entry.is_dir():
+            unused.append((entry.path, 'not in the folder of a class'))
+            continue
+        found[entry.name] = []
+        for file in entries(entry.path):
+            if file.is_dir():
+                raise UserError(
+                    f'{file.path} is a folder in the folder of a class: classes lie directly in {folder}: move it'
+                )
+            if is_image(file.name, own=True):
+                found[entry.name].append(file.path)
+            else:
+                unused.append((file.path, f'not called {", ".join(OWN_ENDINGS)}'))
+    return found, unused
+
+
+def warn_of_unused(unused, most=20):
+    """Name on stderr the paths that are not used, at most so many of them."""
+    for path, why in unused[:most]:
+        print(f'warning: {path} is not used: it is {why}', file=sys.stderr)
+    if len(unused) > most:
+        print(f'warning: and so are {len(unused) - most} more', file=sys.stderr)
+
+
+def own_shape(file):
+    """Return width, height and channels of an image, without decoding it."""
+    with opened(file) as image:
+        grey = image.mode in ('1', 'L', 'LA') or image.mode.startswith('I')
+        return *image.size, 1 if grey else 3
+
+
+def agreed(shapes, config):
+    """Return by name those of img_size and channels that are unset, as all images have them; UserError if they differ.
+
+    shapes: {(width, height, channels): a file that is such}.
+    """
+    sizes = {f'{width}x{height}': (width, height, file) for (width, height, _), file in shapes.items()}
+    kinds = {channels: file for (_, _, channels), file in shapes.items()}
+    values = {}
+    if config.img_size is None:
+        if len(sizes) > 1:
+            (one, (*_, a)), (two, (*_, b)) = list(sizes.items())[:2]
+            raise UserError(f'the images differ in size ({a} is {one}, {b} is {two}): give --img_size, e.g. 84')
+        ((size, (width, height, _)),) = sizes.items()
+        if width != height or not 2 <= width <= 1024:
+            raise UserError(f'the images are {size}: give --img_size, e.g. 84, to make them square and of that size')
+        values['img_size'] = width
+    if config.channels is None:
+        if len(kinds) > 1:
+            raise UserError(
+                f'{kinds[1]} is grey and {kinds[3]} is in colour: give --channels, 1 or 3, which all are to have'
+            )
+        (values['channels'],) = kinds
+    return values

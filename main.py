@@ -4,8 +4,10 @@
     python main.py --datasource=omniglot --num_classes=5 --update_batch_size=1        a cell of Table 1
     python main.py --datasource=miniimagenet --update_batch_size=1 --train=False --test_set=True
     python main.py --datasource=cheetah_dir                   reinforcement learning: a curve of Figure 5
-    python main.py --datasource=table --data_dir=FOLDER       tables of your own
-    python main.py --adapt=TABLE --predict=TABLE --init_from=WEIGHTS      a trained model on a new one
+    python main.py --datasource=images --data_dir=FOLDER      images of your own
+    python main.py --datasource=table --data_dir=FOLDER       tables of your own, to regress
+    python main.py --adapt=FOLDER --predict=FOLDER --init_from=WEIGHTS      a trained model on new classes
+    python main.py --adapt=TABLE --predict=TABLE --init_from=WEIGHTS        or on a new table
 
 A flag that is left unset takes the paper's value for that experiment (experiments.py). README.md has a line for
 each result of the paper. This file holds the flags and what is done with them; the algorithm is in maml.py, and
@@ -39,6 +41,14 @@ for name, default in (('x_columns', 'all others'), ('y_columns', 'the last one')
     words = f'names of columns of the tables, with commas between; default: {default}.'
     flags.DEFINE_list(name, None, words, flag_values=FLAGS)
 integer('num_classes', None, 'number of classes used in classification (N of N-way).')
+integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
+integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
+flags.DEFINE_list(
+    'split',
+    None,
+    'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
+    flag_values=FLAGS,
+)
 enum(
     'baseline',
     None,
@@ -78,9 +88,20 @@ integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
 
-# Use of what is trained
-text('adapt', None, 'a table with a few rows of a new task, to which to adapt the weights of --init_from.')
-text('predict', None, 'a table for whose rows y is predicted then, into predictions.csv in --logdir (default: here).')
+# Use of what is trained (adapt.py, and for tables regression.py)
+text(
+    'adapt',
+    None,
+    'folder of new classes, a folder of images each, or a table with a few rows of a new task, to which to adapt the '
+    'weights of --init_from.',
+)
+text(
+    'predict',
+    None,
+    'folder of the images that are to be classified then, into predictions.csv and .png in --logdir, or table with the '
+    'rows whose y is to be predicted.',
+)
+text('save_adapted', None, 'a .npz to keep the adapted weights in.')
 
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
@@ -95,6 +116,7 @@ boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
+integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
 boolean('train', True, 'True to train (and then test), False to test.')
 text(
     'test_iter',
@@ -134,7 +156,9 @@ boolean('help', False, 'show this help.', short_name='h')
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
     *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
-    *('distribute', 'x_columns', 'y_columns', 'hidden', 'adapt', 'predict'),
+    'distribute',
+    *('img_size', 'channels', 'split', 'adapt', 'predict', 'save_adapted'),
+    *('x_columns', 'y_columns', 'hidden'),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -147,7 +171,7 @@ LIMITS = [
     (
         ['meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'test_update_batch_size', 'num_filters']
         + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers']
-        + ['random_policies'],
+        + ['random_policies', 'max_to_keep'],
         lambda value: value >= 1,
         '1 or more',
     ),
@@ -160,6 +184,13 @@ LIMITS = [
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
     (['hidden'], lambda values: min(values) >= 1, 'sizes of layers, as 40,40'),
+    (['img_size'], lambda value: 2 <= value <= 1024, '2 to 1024'),
+    (['channels'], lambda value: value in (1, 3), '1 or 3'),
+    (
+        ['split'],
+        lambda values: len(values) == 3 and values[0] > 0 and min(values) >= 0,
+        'shares of training, validation and test, as 0.6,0.2,0.2',
+    ),
     (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
@@ -202,12 +233,6 @@ CONTRADICTIONS = {
             '--baseline={baseline} is not for tables: drop it, or use --baseline=pretrain',
         ),
         *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
-        (lambda c: c.predict and not c.adapt, '--predict needs a table to adapt to: add --adapt'),
-        (lambda c: c.adapt and not c.predict, '--adapt alone leaves nothing behind: add --predict'),
-        (
-            lambda c: c.adapt and c.datasource != 'table',
-            '--adapt is for tables, but the weights of --init_from={init_from} are for --datasource={datasource}',
-        ),
         *without(
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
             '--baseline={baseline} trains each network on one task',
@@ -216,6 +241,30 @@ CONTRADICTIONS = {
         (
             lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
             '--update_lr_grid is for tests of a fixed step size on sinusoids and tables: drop it',
+        ),
+        *without(
+            ['img_size', 'channels', 'split'],
+            'images are resized and split with --datasource=images alone',
+            lambda c: c.datasource != 'images',
+        ),
+        *without(['predict', 'save_adapted'], 'without --adapt there is nothing to adapt to', lambda c: not c.adapt),
+        (
+            lambda c: c.adapt and c.datasource == 'sinusoid',
+            '--adapt is for images and tables, but the weights of --init_from={init_from} are for '
+            '--datasource={datasource}',
+        ),
+        (
+            lambda c: c.adapt and not (c.predict or c.save_adapted),
+            '--adapt alone leaves nothing behind: add --predict or --save_adapted',
+        ),
+        (
+            lambda c: c.adapt and c.datasource == 'images' and not (c.img_size and c.channels),
+            '--adapt needs to know what images --init_from={init_from} is for: give --img_size and --channels',
+        ),
+        *without(['save_adapted'], 'adapted weights are kept for images alone', lambda c: c.datasource == 'table'),
+        (
+            lambda c: c.save_adapted and not c.save_adapted.endswith('.npz'),
+            '--save_adapted={save_adapted} is no .npz: give a name that ends so',
         ),
         (
             lambda c: c.max_pool and not (c.image and c.conv),
@@ -295,9 +344,10 @@ def run(config, origins, folder=None):
     folder = folder or os.path.join(config.logdir, experiments.run_name(config))
     # These import TensorFlow, which runtime.start has prepared.
     if getattr(config, 'adapt', None):
+        import adapt
         import regression
 
-        return regression.predict(config)
+        return regression.predict(config) if config.datasource == 'table' else adapt.run(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:
@@ -324,13 +374,13 @@ def read_flags(arguments):
     set_by_user = {name for name in values if values[name].present}
     given = {name: values[name].value for name in values if name not in ('help', 'h')}
     given['baseline'] = None if given['baseline'] == 'None' else given['baseline']
-    for name in ('data_dir', 'init_from', 'logdir', 'video', 'adapt', 'predict'):
+    for name in ('data_dir', 'init_from', 'logdir', 'video', 'adapt', 'predict', 'save_adapted'):
         given[name] = given[name] and os.path.expanduser(given[name])
     if given['adapt']:
         given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]
     given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
-    for name, kind in (('update_lr_grid', float), ('hidden', int)):
+    for name, kind in (('update_lr_grid', float), ('split', float), ('hidden', int)):
         try:
             given[name] = [kind(value) for value in given[name] or ()] or None
         except ValueError as error:
@@ -343,6 +393,8 @@ def read_flags(arguments):
             )
         del given[name]
     resolved, origins = experiments.resolve(given)
+    if given.get('adapt') and 'test_num_updates' in origins:
+        resolved['test_num_updates'] = [resolved['test_num_updates'], *resolved['paper_steps']][-1]
     check(resolved, set_by_user, source)
     return types.SimpleNamespace(**resolved), origins
 
@@ -352,6 +404,11 @@ def as_trained(given, set_by_user):
     if not given['init_from']:
         raise UserError('--adapt needs trained weights: add --init_from')
     settings = experiments.settings_of(given['init_from'])
+    if not settings and 'datasource' not in set_by_user:
+        raise UserError(
+            f'there is no config.json beside {given["init_from"]}: give the flags that it was trained '
+            'with, --datasource first'
+        )
     settings = {name: value for name, value in settings.items() if name not in set_by_user}
     return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
 
@@ -381,10 +438,10 @@ def check(values, given, source):
 def help_text():
     """Return what --help shows: the flags by kind of learning, with their defaults or the paper's values."""
     paper, kinds = {}, {True: 'reinforcement learning', False: 'supervised learning'}
-    for where, settings, _ in experiments.PAPER:
+    for where, settings, origin in experiments.PAPER:
         condition = ', '.join(kinds[value] if flag == 'rl' else f'{flag}={value}' for flag, value in where.items())
         for flag, value in settings.items():
-            paper.setdefault(flag, []).append(f'{value} ({condition})')
+            paper.setdefault(flag, []).append(f'{value} ({condition}{", our choice" * ("our choice" in origin)})')
     groups = {
         'All data sources': set(FLAGS) - SUPERVISED_ONLY - RL_ONLY - {'h'},
         'Supervised learning alone': SUPERVISED_ONLY,

@@ -54,7 +54,10 @@ class FullyConnected:
 
 @dataclasses.dataclass(frozen=True)
 class Convolutional:
-    """Four blocks of 3x3 convolution, norm and ReLU, strided or max-pooled, then a linear layer (section 5.2)."""
+    """Four blocks of 3x3 convolution, norm and ReLU, strided or max-pooled, then a linear layer (section 5.2).
+
+    Each block halves the image; of one below 16x16 there are as many as that allows. The last layer always is w5, b5.
+    """
 
     img_size: int
     channels: int
@@ -63,7 +66,16 @@ class Convolutional:
     max_pool: bool = False
     flatten: bool = False  # head: on all positions (MiniImagenet), or on their mean (Omniglot; maml: maml.py:203,223)
     norm: str = 'batch_norm'  # or 'layer_norm', 'None'
-    norm_scopes = range(4)
+
+    @property
+    def blocks(self):
+        """Number of convolutional blocks."""
+        return min(4, self.img_size.bit_length() - 1)
+
+    @property
+    def norm_scopes(self):
+        """The original's names of the norm layers."""
+        return range(self.blocks)
 
     @property
     def dim_input(self):
@@ -73,12 +85,12 @@ class Convolutional:
     @property
     def adapted(self):
         """conv1, b1, … conv4, b4, w5, b5; norm parameters are not adapted."""
-        return [name for i in range(1, 5) for name in (f'conv{i}', f'b{i}')] + ['w5', 'b5']
+        return [name for i in range(1, self.blocks + 1) for name in (f'conv{i}', f'b{i}')] + ['w5', 'b5']
 
     def init(self, seed):
         """Return Xavier-uniform kernels and w5 (standard normal after a mean), biases 0 (maml: maml.py:186-208)."""
         weights, channels, size = {}, self.channels, self.img_size
-        for i in range(1, 5):
+        for i in range(1, self.blocks + 1):
             weights[f'conv{i}'] = xavier_uniform([3, 3, channels, self.num_filters], [seed, i])
             weights[f'b{i}'] = tf.zeros([self.num_filters])
             channels = self.num_filters
@@ -88,12 +100,12 @@ class Convolutional:
         else:
             weights['w5'] = tf.random.stateless_normal([channels, self.dim_output], [seed, 5])
         weights['b5'] = tf.zeros([self.dim_output])
-        return weights | norm_weights(self.norm, self.norm_scopes, [self.num_filters] * 4)
+        return weights | norm_weights(self.norm, self.norm_scopes, [self.num_filters] * self.blocks)
 
     def forward(self, x, weights):
         """Return [examples, dim_output] for flat images x [examples, dim_input]."""
         x = tf.reshape(x, [x.shape[0], self.img_size, self.img_size, self.channels])
-        for layer in range(1, 5):
+        for layer in range(1, self.blocks + 1):
             x = conv_block(x, weights, layer, self.norm, self.max_pool)
         x = tf.reshape(x, [x.shape[0], -1]) if self.flatten else tf.reduce_mean(x, [1, 2])
         return tf.matmul(x, weights['w5']) + weights['b5']

@@ -32,9 +32,9 @@ except ImportError:  # Windows
 FREE = {
     *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
-    *('adapt', 'predict', 'standard'),  # the last follows from the training data and the columns
+    *('adapt', 'predict', 'save_adapted', 'standard'),  # the last follows from the training data and the columns
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
-    'random_policies',
+    *('random_policies', 'max_to_keep'),
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {
@@ -104,7 +104,8 @@ class Run:
             if not np.all(np.isfinite(weight)):
                 raise self.not_finite(name, self.iteration)
         seconds = self.seconds + time.time() - self.start
-        checkpoint.save(self.folder, self.model, iteration=self.iteration, seed=self.config.seed, seconds=seconds)
+        numbers = {'iteration': self.iteration, 'seed': self.config.seed, 'seconds': seconds}
+        checkpoint.save(self.folder, self.model, self.config.max_to_keep, **numbers)
         self.writer.flush()
         self.saved = self.iteration
 

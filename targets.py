@@ -203,7 +203,7 @@ class Work:
     def __init__(self, target, seed, root, data_dir=None):
         self.target, self.seed = target, seed
         self.folder = root / target.run / f'seed{seed}'
-        self.flags = {**target.flags, 'seed': seed}
+        self.flags = {**target.flags, 'seed': seed, 'max_to_keep': 1}
         source = experiments.SOURCES[target.flags.get('datasource', 'sinusoid')]
         self.rl = source.rl
         if data_dir and source.folder:

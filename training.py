@@ -21,7 +21,8 @@ import multitask
 import regression
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
-from experiments import MULTITASK, SOURCES, beyond_the_paper, print_settings
+from experiments import MULTITASK, beyond_the_paper, print_settings, source_of
+from images import settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
 from run import Run, history
@@ -43,7 +44,9 @@ def run(config, origins, threads, folder, paper):
 
     paper: the paper's values for this test by number of steps.
     """
-    source = SOURCES[config.datasource]
+    if config.datasource == 'images':
+        settle(config, origins)
+    source = source_of(config)
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
     if config.datasource == 'table':
         data, source = regression.make_data(config, source, folder)
@@ -56,7 +59,9 @@ def run(config, origins, threads, folder, paper):
         multitask.train(config, origins, threads, model, folder)
     elif config.train:
         train(config, origins, threads, model, data, folder, source, strategy)
-    if distribute.is_chief(strategy):
+    if 'test' not in data:
+        print('not tested, since there is no validation split: --test_set tests on the test split')
+    elif distribute.is_chief(strategy):
         tested = {'chosen': chosen(config), **history(config, *load_for_test(config, model, folder))}
         if not config.train:
             print_settings(config, origins, threads)
@@ -96,9 +101,10 @@ def make_data(config, source):
         query,
         config.meta_batch_size,
         config.seed,
-        optional=['val'] if config.test_set else [],  # else it is what the test uses
+        # Else it is what the test uses, without which the paper's experiments are not done.
+        optional=['val'] if config.test_set or (config.train and config.datasource == 'images') else [],
     )
-    return {**generators, 'test': generators[test_split]}
+    return generators | ({'test': generators[test_split]} if test_split in generators else {})
 
 
 def make_model(config, source, threads):
@@ -336,12 +342,14 @@ def image_samples(model, data, config, classes=10):
     Bytes [classes, side, side, channels] by class; with them what the query images are taken for, after which steps.
     """
     task = [part[0] for part in next(data.test_batches(1))]
-    steps = min(config.paper_steps[-1], config.test_num_updates)
-    source = SOURCES[config.datasource]
+    steps = min([*config.paper_steps[-1:], config.test_num_updates])
+    source = source_of(config)
     samples = {'steps': steps}
     for name, images, labels in (('support', *task[:2]), ('query', *task[2:])):
         rows = labels[: config.num_classes].argmax(1).argsort()[:classes]  # the first N hold each class once
         samples[name] = images[rows].reshape(-1, source.img_size, source.img_size, source.channels)
+        if config.datasource == 'images' and source.channels == 1:  # 0 is black, not paper
+            samples[name] = samples[name].repeat(3, axis=3)
     samples['predicted'] = model.outputs(task, steps)[-1][rows].argmax(1)
     return samples
 

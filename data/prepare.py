@@ -23,7 +23,7 @@ from pathlib import Path, PureWindowsPath
 
 try:
     import numpy as np
-    from PIL import Image
+    from PIL import ExifTags, Image, ImageOps
     from tqdm import tqdm
 except ImportError as error:
     print(
@@ -228,6 +228,26 @@ def read_pickle(opener, name):
         fail(
             f'{name} is refused as a pickle ({str(error) or type(error).__name__}); get it from a source that you trust'
         )
+
+
+def is_rotated(image):
+    """Whether the camera noted (EXIF) that the image is to be turned or mirrored."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # noqa: BLE001 (of damaged notes: SyntaxError, struct.error and others)
+        return False
+
+
+def convert(image, size, mode='RGB'):
+    """An image of any mode and size as RGB, or grey ('L'), of this size: turned as its EXIF notes say, on white."""
+    if is_rotated(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits, where Pillow would make all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB').convert(mode).resize(size, resample=Image.Resampling.LANCZOS)
 
 
 def is_done(path, check):

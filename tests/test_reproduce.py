@@ -71,11 +71,12 @@ def test_what_is_finished_is_left_alone_without_force(done, capsys):
 
 
 def test_an_unfinished_target_goes_on_to_the_same_weights(done, tmp_path):
-    begun = Target('tiny', 'sinusoid/tiny', TINY.flags | {'metatrain_iterations': 100}, TINY.tests, (1,))
+    begun = Target('tiny', 'sinusoid/tiny', TINY.flags | {'metatrain_iterations': 200}, TINY.tests, (1,))
     work = Work(begun, 1, tmp_path)
     main.run(*work.settings(), str(work.folder))
+    assert [path.name for path in work.folder.glob('model*.npz')] == ['model200.npz']  # the newest alone
     more = Work(TINY, 1, tmp_path)
-    assert tables.state(more) == '100 of 300'
+    assert tables.state(more) == '200 of 300'
     more.do()
     with np.load(more.folder / 'weights.npz') as ours, np.load(done / 'sinusoid/tiny/seed1/weights.npz') as theirs:
         assert ours['trained'] == 300

@@ -33,7 +33,8 @@ def fresh():
 
 
 def settings(**given):
-    unset = dict(seed=1, save_interval=100, log=False, resume=True, init_from=None, pretrain_iterations=0, meta_lr=0.1)
+    unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, init_from=None, meta_lr=0.1)
+    unset |= {'pretrain_iterations': 0}
     return SimpleNamespace(**unset | given)
 
 
@@ -60,7 +61,8 @@ def test_the_newest_ten_checkpoints_are_kept(tmp_path):
     """By number: model1000 is newer than model200."""
     assert train(tmp_path, step=100, metatrain_iterations=1200) == 1200
     assert names(tmp_path) == [f'model{100 * n}.npz' for n in range(12, 2, -1)]
-    assert train(tmp_path, metatrain_iterations=1201) == 1201
+    assert train(tmp_path, metatrain_iterations=1201, max_to_keep=2) == 1201
+    assert names(tmp_path) == ['model1201.npz', 'model1200.npz']
 
 
 def test_a_run_goes_on_where_it_stood(tmp_path):

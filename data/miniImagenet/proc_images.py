@@ -30,11 +30,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import prepare  # before what must be installed: it says what to do where that is not
-
-# isort: split
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+import prepare  # before what must be installed: it says what to do where that is not
+from PIL import Image
 
 CLASSES = {'train': 64, 'val': 16, 'test': 20}
 IMAGES = 600  # of each class
@@ -50,30 +48,10 @@ def file_format(name):
     return 'PNG' if name.lower().endswith('.png') else 'JPEG'
 
 
-def is_rotated(image):
-    """Whether the camera noted (EXIF) that the image is to be turned or mirrored."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
-    except Exception:  # noqa: BLE001 (of damaged notes: SyntaxError, struct.error and others)
-        return False
-
-
 def is_final(image, name):
     """Whether an image is as the training code is to see it, in the format that its name says."""
     form = (image.format, image.mode, image.size) == (file_format(name), 'RGB', SIZE)
-    return form and not image.has_transparency_data and not is_rotated(image)
-
-
-def resize(image):
-    """An image of any mode and size as RGB 84x84: turned as its EXIF notes say, and on white."""
-    if is_rotated(image):
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):  # 16 bits, where Pillow would make all above 255 white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB').resize(SIZE, resample=Image.Resampling.LANCZOS)
+    return form and not image.has_transparency_data and not prepare.is_rotated(image)
 
 
 def find_csv(split, files, source, folder):
@@ -186,7 +164,9 @@ def resize_all(images, source, dest):
         image, data = prepare.read_image(opener, source / name)
         if not is_final(image, target):
             buffer = io.BytesIO()
-            resize(image).save(buffer, file_format(target))  # at Pillow's default quality, as the original
+            prepare.convert(image, SIZE).save(
+                buffer, file_format(target)
+            )  # at Pillow's default quality, as the original
             data = buffer.getvalue()
         prepare.write(dest / target, data)
 
