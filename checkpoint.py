@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from runtime import UserError, replacing
 
-BEST = 'best.npz'  # of reinforcement learning: the weights with the best average return
+BEST = 'best.npz'  # the weights with the best average return, or that were best on the validation set
 PACKED = 'weights.npz'
 
 
@@ -47,14 +47,15 @@ def write(path, model, **numbers):
         np.savez(file, **numbers, **{name: variable.numpy() for name, variable in variables(model).items()})
 
 
-def pack(folder):
-    """Leave of a finished run's checkpoints the weights that its test takes, without slots: weights.npz.
+def pack(folder, take_best):
+    """Leave of a finished run's checkpoints the weights that the paper's test takes, without slots: weights.npz.
 
-    Its numbers are those of the checkpoint, and `trained`: the iterations that were done.
+    These are the best (reinforcement learning) or the newest (supervised learning). Its numbers are those of the
+    checkpoint, and `trained`: the iterations that were done.
     """
     newest, best = find(folder)[0], os.path.join(folder, BEST)
     last = read(newest)
-    arrays = read(best) if os.path.exists(best) else last
+    arrays = read(best) if take_best and os.path.exists(best) else last
     kept = {name: array for name, array in arrays.items() if '/' not in name or name.startswith('weights/')}
     kept |= {'trained': last['iteration'], 'seconds': last.get('seconds', np.nan)}
     with replacing(os.path.join(folder, PACKED), 'wb') as file:
@@ -115,6 +116,17 @@ def restore(path, model):
 def numbers(arrays):
     """Return what `write` kept beside the state: a dictionary."""
     return {name: array.item() for name, array in arrays.items() if not array.ndim and '/' not in name}
+
+
+def best_so_far(folder, iteration, name):
+    """Return the number `name` of the run's best weights, -inf where there are none; one of another run is removed."""
+    path = os.path.join(folder, BEST)
+    if not os.path.exists(path):
+        return -np.inf
+    if iteration == 0:
+        os.remove(path)
+        return -np.inf
+    return numbers(read(path)).get(name, -np.inf)
 
 
 def done(folder):

@@ -132,15 +132,15 @@ class ImageGenerator:
         """Draw batch `number` of the training stream, as a block of one: arrays [1, tasks, examples, …]."""
         return tuple(part[None] for part in self.batch(TRAIN, number, self.meta_batch_size))
 
-    def test_batches(self, num_tasks):
+    def test_batches(self, num_tasks, stream=TEST):
         """Yield the tasks of a test in batches of at most TEST_BATCH."""
         for number in range(-(-num_tasks // TEST_BATCH)):
             left = num_tasks - number * TEST_BATCH
-            yield tuple(part[:left] for part in self.batch(TEST, number, TEST_BATCH))
+            yield tuple(part[:left] for part in self.batch(stream, number, TEST_BATCH))
 
-    def validation_tasks(self, number):
-        """Draw batch `number` of the validation stream."""
-        return self.batch(VALIDATION, number, self.meta_batch_size)
+    def validation_batches(self, num_tasks):
+        """Yield the tasks of a look at the validation set while training, always the same ones."""
+        return self.test_batches(num_tasks, VALIDATION)
 
     def batch(self, stream, number, num_tasks):
         """Draw (inputa, labela, inputb, labelb): uint8 pixels [tasks, examples, pixels], one-hot float32 labels.

@@ -19,6 +19,7 @@ class Source:
     dim_hidden: tuple  # hidden layers of its fully connected network
     rl: bool = False  # reinforcement learning, on the family of this name in rl/envs, or supervised
     dim_input: int = 0  # of the supervised ones
+    dim_output: int = 1  # of regression
     img_size: int = 0
     channels: int = 0
     flatten: bool = False  # head of the conv net: flatten, or mean over positions (maml: maml.py:203,223)
@@ -32,6 +33,8 @@ class Source:
 
 SOURCES = {
     'sinusoid': Source(dim_input=1, dim_hidden=(40, 40), print_interval=1000, block=100),
+    # Tables of the user's own, which say the sizes that are left out here (regression.py).
+    'table': Source(dim_hidden=(), print_interval=1000, block=100),
     'omniglot': Source(
         dim_input=28 * 28,
         dim_hidden=(256, 128, 64, 64),
@@ -69,6 +72,26 @@ PAPER = [
         )
         for baseline in ('pretrain', 'oracle', *MULTITASK)
     ],
+    (
+        {'datasource': 'table', 'baseline': 'pretrain', 'update_lr': None},
+        dict(update_lr_grid=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]),
+        'our choice: as for sinusoids',
+    ),
+    (
+        {'datasource': 'table'},
+        dict(
+            update_batch_size=10,
+            num_updates=1,
+            update_lr=0.01,
+            meta_batch_size=25,
+            metatrain_iterations=20000,
+            norm='None',
+            hidden=[40, 40],
+            test_num_updates=10,
+            paper_steps=[],
+        ),
+        'our choice: as for sinusoids, but fewer iterations',
+    ),
     ({'rl': False}, dict(num_classes=5, pretrain_iterations=0, meta_lr=0.001), 'maml: main.py:41-62'),
     ({'rl': False}, dict(num_filters=64, conv=True, max_pool=False), 'maml: main.py:41-62'),
     ({'rl': False}, dict(save_interval=1000, num_test_tasks=600), 'maml: main.py:74,235'),
@@ -209,7 +232,7 @@ def source_of(config):
 # What weights that are to be adapted need to be used as they were trained.
 OF_WEIGHTS = (
     *('datasource', 'num_classes', 'baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool'),
-    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates'),
+    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates', 'hidden'),
 )
 
 
@@ -253,15 +276,18 @@ def print_settings(config, origins, threads):
 def unused(config):
     """Return the names of settings that such a run does not read."""
     source = SOURCES[config.datasource]
-    names = {'paper_steps'} if config.datasource == 'images' else {'img_size', 'channels', 'split'}
+    names = {'paper_steps'} if config.datasource in ('images', 'table') else set()
+    names |= {'img_size', 'channels', 'split'} if config.datasource != 'images' else set()
     if not source.rl and not source.img_size:
-        names |= {'data_dir', 'num_classes', 'conv', 'max_pool', 'num_filters', 'test_set'}
+        names |= {'num_classes', 'conv', 'max_pool', 'num_filters'}
+        names |= {'data_dir', 'test_set'} if config.datasource == 'sinusoid' else set()
     elif not source.rl and not config.conv:
         names |= {'max_pool', 'num_filters'}
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
     if config.train and config.baseline != 'random':
-        return names | {'test_iter', 'train_update_batch_size', 'train_update_lr'}
+        names |= {'test_iter'} if config.test_iter == -1 else set()
+        return names | {'train_update_batch_size', 'train_update_lr'}
     names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
     return names | {'resume'}
 
@@ -273,8 +299,10 @@ def run_name(config):
     """
     if SOURCES[config.datasource].rl:
         return rl_run_name(config)
+    table = config.datasource == 'table'
     name = (
-        f'cls_{config.num_classes}.mbs_{config.meta_batch_size}.ubs_{config.train_update_batch_size}'
+        (os.path.basename(os.path.abspath(config.data_dir or '')) if table else f'cls_{config.num_classes}')
+        + f'.mbs_{config.meta_batch_size}.ubs_{config.train_update_batch_size}'
         f'.numstep{config.num_updates}.updatelr{config.train_update_lr}'
     )
     image = SOURCES[config.datasource].img_size > 0
@@ -283,6 +311,7 @@ def run_name(config):
             f'hidden{config.num_filters}' if config.num_filters != 64 else '',
             'maxpool' if config.max_pool else '',
             'stopgrad' if config.stop_grad else '',
+            'hidden' + '-'.join(map(str, config.hidden)) if table and config.hidden != [40, 40] else '',
             config.baseline or '',
             {'batch_norm': 'batchnorm', 'layer_norm': 'layernorm', 'None': 'nonorm'}[config.norm],
             'noconv' if image and not config.conv else '',

@@ -260,13 +260,15 @@ def of_test(result, samples=None):
     """
     if SOURCES[result['settings']['datasource']].rl:
         return returns([result])
-    figure = Figure((10, 3.2), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.9])
-    settings = result['settings']
+    settings, alone = result['settings'], not samples and 'fits' not in result  # tables of the user's own
+    figure = Figure((5 if alone else 10, 3.2), layout='constrained')
+    left, right = (figure, None) if alone else figure.subfigures(1, 2, width_ratios=[1, 1.9])
     draw_steps(
         left.subplots(), f'{settings["num_test_tasks"]} test tasks, K = {settings["update_batch_size"]}', [result]
     )
     legend(left)
+    if alone:
+        return figure
     if samples:
         draw_images(right.subplots(2, len(samples['support']), squeeze=False), samples)
         right.suptitle(f'a test task: what images are taken for after {samples["steps"]} steps', fontsize=9)

@@ -5,7 +5,9 @@
     python main.py --datasource=miniimagenet --update_batch_size=1 --train=False --test_set=True
     python main.py --datasource=cheetah_dir                   reinforcement learning: a curve of Figure 5
     python main.py --datasource=images --data_dir=FOLDER      images of your own
+    python main.py --datasource=table --data_dir=FOLDER       tables of your own, to regress
     python main.py --adapt=FOLDER --predict=FOLDER --init_from=WEIGHTS      a trained model on new classes
+    python main.py --adapt=TABLE --predict=TABLE --init_from=WEIGHTS        or on a new table
 
 A flag that is left unset takes the paper's value for that experiment (experiments.py). README.md has a line for
 each result of the paper. This file holds the flags and what is done with them; the algorithm is in maml.py, and
@@ -34,7 +36,10 @@ boolean, enum, integer, number, text = (
 
 # Dataset and method
 enum('datasource', 'sinusoid', list(experiments.SOURCES), 'where the tasks come from.')
-text('data_dir', None, "folder of the prepared images; default: the data source's folder in data/.")
+text('data_dir', None, "folder of the prepared images, or of tables; default: the data source's folder in data/.")
+for name, default in (('x_columns', 'all others'), ('y_columns', 'the last one')):
+    words = f'names of columns of the tables, with commas between; default: {default}.'
+    flags.DEFINE_list(name, None, words, flag_values=FLAGS)
 integer('num_classes', None, 'number of classes used in classification (N of N-way).')
 integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
 integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
@@ -83,14 +88,25 @@ integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
 
-# Use of what is trained (adapt.py)
-text('adapt', None, 'folder of new classes, a folder of images each, to which to adapt the weights of --init_from.')
-text('predict', None, 'folder of the images that are to be classified then, into predictions.csv and .png in --logdir.')
+# Use of what is trained (adapt.py, and for tables regression.py)
+text(
+    'adapt',
+    None,
+    'folder of new classes, a folder of images each, or a table with a few rows of a new task, to which to adapt the '
+    'weights of --init_from.',
+)
+text(
+    'predict',
+    None,
+    'folder of the images that are to be classified then, into predictions.csv and .png in --logdir, or table with the '
+    'rows whose y is to be predicted.',
+)
 text('save_adapted', None, 'a .npz to keep the adapted weights in.')
 
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
 integer('num_filters', None, 'filters of each convolution.')
+flags.DEFINE_list('hidden', None, 'sizes of the hidden layers, for tables.', flag_values=FLAGS)
 boolean('conv', None, 'convolutional network, or fully connected (images only).')
 boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
@@ -102,11 +118,11 @@ boolean('resume', True, 'go on from the newest checkpoint of the same run.')
 integer('save_interval', None, 'iterations between checkpoints.')
 integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
 boolean('train', True, 'True to train (and then test), False to test.')
-integer(
+text(
     'test_iter',
-    -1,
-    'iteration of the checkpoint to test (-1 for the latest; reinforcement learning: for the one with the best average '
-    'return).',
+    '-1',
+    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set, which sinusoids have '
+    'not. Reinforcement learning: -1 and best are the one with the best average return.',
 )
 boolean('test_set', False, 'test on the test set, not on the validation set.')
 integer('num_test_tasks', None, 'number of tasks in a test.')
@@ -142,6 +158,7 @@ SUPERVISED_ONLY = {
     *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
     'distribute',
     *('img_size', 'channels', 'split', 'adapt', 'predict', 'save_adapted'),
+    *('x_columns', 'y_columns', 'hidden'),
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
@@ -166,6 +183,7 @@ LIMITS = [
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
+    (['hidden'], lambda values: min(values) >= 1, 'sizes of layers, as 40,40'),
     (['img_size'], lambda value: 2 <= value <= 1024, '2 to 1024'),
     (['channels'], lambda value: value in (1, 3), '1 or 3'),
     (
@@ -188,8 +206,17 @@ def without(names, why, applies):
 # By kind of learning what must not be, and what to do about it. c: all settings; c.given: names of the flags that the
 # user set; c.image: whether the tasks are made of images.
 CONTRADICTIONS = {
-    'both': [(lambda c: c.train and c.test_iter > 0, '--test_iter names a checkpoint to test: add --train=False')],
+    'both': [
+        (
+            lambda c: c.train and c.test_iter not in (-1, 'best'),
+            '--test_iter={test_iter} names a checkpoint to test: add --train=False',
+        )
+    ],
     'supervised': [
+        (
+            lambda c: c.test_iter == 'best' and c.datasource == 'sinusoid',
+            '--test_iter=best needs a validation set, which sinusoids have not: drop it',
+        ),
         (lambda c: c.num_updates == 0, '--num_updates=0 makes no sense: give 1 or more'),
         (lambda c: c.test_num_updates == 0, '--test_num_updates=0 makes no sense: give 1 or more'),
         (
@@ -201,6 +228,11 @@ CONTRADICTIONS = {
             '--baseline={baseline} needs sinusoids: drop it (to pretrain on images, set --pretrain_iterations) or use '
             '--datasource=sinusoid',
         ),
+        (
+            lambda c: c.baseline not in (None, 'pretrain') and c.datasource == 'table',
+            '--baseline={baseline} is not for tables: drop it, or use --baseline=pretrain',
+        ),
+        *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
         *without(
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
             '--baseline={baseline} trains each network on one task',
@@ -208,19 +240,18 @@ CONTRADICTIONS = {
         ),
         (
             lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
-            '--update_lr_grid is for tests of a fixed step size on sinusoids: drop it',
+            '--update_lr_grid is for tests of a fixed step size on sinusoids and tables: drop it',
         ),
         *without(
             ['img_size', 'channels', 'split'],
             'images are resized and split with --datasource=images alone',
             lambda c: c.datasource != 'images',
         ),
-        *without(
-            ['predict', 'save_adapted'], 'without --adapt there are no new classes to adapt to', lambda c: not c.adapt
-        ),
+        *without(['predict', 'save_adapted'], 'without --adapt there is nothing to adapt to', lambda c: not c.adapt),
         (
-            lambda c: c.adapt and not c.image,
-            '--adapt is for images, but the weights of --init_from={init_from} are for --datasource={datasource}',
+            lambda c: c.adapt and c.datasource == 'sinusoid',
+            '--adapt is for images and tables, but the weights of --init_from={init_from} are for '
+            '--datasource={datasource}',
         ),
         (
             lambda c: c.adapt and not (c.predict or c.save_adapted),
@@ -230,6 +261,7 @@ CONTRADICTIONS = {
             lambda c: c.adapt and c.datasource == 'images' and not (c.img_size and c.channels),
             '--adapt needs to know what images --init_from={init_from} is for: give --img_size and --channels',
         ),
+        *without(['save_adapted'], 'adapted weights are kept for images alone', lambda c: c.datasource == 'table'),
         (
             lambda c: c.save_adapted and not c.save_adapted.endswith('.npz'),
             '--save_adapted={save_adapted} is no .npz: give a name that ends so',
@@ -280,7 +312,7 @@ CONTRADICTIONS = {
             '--baseline=oracle takes no inner update: drop --test_num_updates',
         ),
         (
-            lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter > 0),
+            lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
             '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
         ),
         (
@@ -313,8 +345,9 @@ def run(config, origins, folder=None):
     # These import TensorFlow, which runtime.start has prepared.
     if getattr(config, 'adapt', None):
         import adapt
+        import regression
 
-        return adapt.run(config)
+        return regression.predict(config) if config.datasource == 'table' else adapt.run(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:
@@ -346,9 +379,10 @@ def read_flags(arguments):
     if given['adapt']:
         given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]
-    for name in ('update_lr_grid', 'split'):
+    given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
+    for name, kind in (('update_lr_grid', float), ('split', float), ('hidden', int)):
         try:
-            given[name] = [float(value) for value in given[name] or ()] or None
+            given[name] = [kind(value) for value in given[name] or ()] or None
         except ValueError as error:
             raise UserError(f'--{name} is a list of numbers with commas between: {error}') from None
     for name in SUPERVISED_ONLY if source.rl else RL_ONLY:
@@ -377,6 +411,16 @@ def as_trained(given, set_by_user):
         )
     settings = {name: value for name, value in settings.items() if name not in set_by_user}
     return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
+
+
+def which_checkpoint(value, rl):
+    """Return --test_iter as a number or 'best'; -1 stands for what the paper's protocol tests."""
+    if value == 'best':
+        return -1 if rl else value
+    try:
+        return max(int(value), -1) or -1
+    except ValueError:
+        raise UserError(f'--test_iter={value} names no checkpoint: give an iteration, -1 or best') from None
 
 
 def check(values, given, source):

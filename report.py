@@ -33,7 +33,8 @@ def statistics(results, ddof):
 def print_checkpoint(tested):
     """Print which checkpoint a test is of; tested: what `run.history` says of it."""
     iteration = tested.get('iteration')
-    print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}'))
+    chosen = f' ({tested["chosen"]})' if 'chosen' in tested else ''
+    print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}') + chosen)
 
 
 def print_table(columns, numbers, marks, scale=1):

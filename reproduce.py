@@ -37,9 +37,8 @@ def check(work, tasks):
     errors of that over all.
     """
     result = work.result()
-    weights = next(p for p in (work.folder / 'weights.npz', work.folder / 'best.npz') if p.exists())
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, 'w') as nowhere:
-        flags = {'train': False, 'log': False, 'init_from': weights, 'num_test_tasks': tasks}
+        flags = {'train': False, 'log': False, 'init_from': work.weights(), 'num_test_tasks': tasks}
         flags |= {'update_lr': result['settings']['update_lr']} if 'tuned' in result else {}  # not to be tuned on a few
         config, origins = work.settings(**flags, **work.target.tests[0][1])
         with contextlib.redirect_stdout(nowhere):
@@ -58,8 +57,7 @@ def check_all(targets, root, data_dir, tasks):
     for target in targets:
         for seed in seeds(target, root):
             work = Work(target, seed, root, data_dir)
-            there = any((work.folder / name).exists() for name in ('weights.npz', 'best.npz'))
-            if work.folder in checked or not work.result() or not there:
+            if work.folder in checked or not work.result() or not work.weights():
                 continue
             checked.add(work.folder)
             try:

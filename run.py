@@ -32,7 +32,7 @@ except ImportError:  # Windows
 FREE = {
     *('data_dir', 'log', 'logdir', 'resume', 'save_interval', 'train', 'test_iter', 'test_set', 'num_test_tasks'),
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
-    *('adapt', 'predict', 'save_adapted'),
+    *('adapt', 'predict', 'save_adapted', 'standard'),  # the last follows from the training data and the columns
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
     *('random_policies', 'max_to_keep'),
 }
@@ -217,7 +217,7 @@ def check_same_run(config, before, folder):
         if name not in FREE and value != now:
             what = f'made with --{name}={value}, not {now}: use that,'
             if name == 'data_digest':
-                what = 'trained on other images than those that are there now: bring them back, or use'
+                what = 'trained on other data than what is there now: bring it back, or use'
             raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')
 
 

@@ -205,6 +205,7 @@ class Work:
         self.folder = root / target.run / f'seed{seed}'
         self.flags = {**target.flags, 'seed': seed, 'max_to_keep': 1}
         source = experiments.SOURCES[target.flags.get('datasource', 'sinusoid')]
+        self.rl = source.rl
         if data_dir and source.folder:
             self.flags['data_dir'] = pathlib.Path(data_dir) / source.folder
         self.config, self.origins = self.settings()
@@ -221,7 +222,7 @@ class Work:
 
     def test_name(self, test):
         """Return the name of the files of the test of this number."""
-        if experiments.SOURCES[self.config.datasource].rl:
+        if self.rl:
             from rl.evaluation import test_name
         else:
             from training import test_name
@@ -237,6 +238,11 @@ class Work:
         """Whether the test of this number was done with all iterations that are done."""
         result = self.result(test)
         return result is not None and result.get('iterations') in (None, self.done()[0])
+
+    def weights(self):
+        """Return the file of the weights that were tested; None where it is not there."""
+        names = ['weights.npz', 'best.npz'] if self.rl else ['weights.npz']
+        return next((self.folder / name for name in names if (self.folder / name).exists()), None)
 
     def finished(self):
         """Whether training and all tests are done."""
@@ -265,7 +271,7 @@ class Work:
                 if not self.tested(test) or (force and not train):
                     main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))
         if self.finished() and checkpoint.find(str(self.folder)):
-            checkpoint.pack(str(self.folder))
+            checkpoint.pack(str(self.folder), take_best=self.rl)
 
     def values(self, test=0):
         """Return (mean, half-width) after each of the target's steps from a test, accuracies in percent.

@@ -18,9 +18,10 @@ from tqdm import tqdm
 import checkpoint
 import distribute
 import multitask
+import regression
 import report
 from data_generator import SinusoidGenerator, image_generators, prefetched
-from experiments import MULTITASK, SOURCES, beyond_the_paper, print_settings, source_of
+from experiments import MULTITASK, beyond_the_paper, print_settings, source_of
 from images import settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
@@ -32,7 +33,10 @@ SUMMARY_INTERVAL = 100
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
 # Times the usual loss: its square stays in Adam's second moments for 1,000 ln(JUMP² / 1,000) iterations and more.
 JUMP = 100
-TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (images only)
+TEST_PRINT_INTERVAL = 500  # between two looks at the validation set (not for sinusoids)
+# Tasks of a look, the same at each, so that two differ by their weights alone. Each costs less than half of a task in
+# training, of which there are 1,000 (MiniImagenet, 5-shot) to 16,000 (Omniglot) between two looks.
+VALIDATION_TASKS = 100
 
 
 def run(config, origins, threads, folder, paper):
@@ -44,7 +48,10 @@ def run(config, origins, threads, folder, paper):
         settle(config, origins)
     source = source_of(config)
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
-    data = make_data(config, source)
+    if config.datasource == 'table':
+        data, source = regression.make_data(config, source, folder)
+    else:
+        data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
     with strategy.scope():
         model = make_model(config, source, threads)
@@ -55,14 +62,14 @@ def run(config, origins, threads, folder, paper):
     if 'test' not in data:
         print('not tested, since there is no validation split: --test_set tests on the test split')
     elif distribute.is_chief(strategy):
-        tested = history(config, *load_for_test(config, model, folder))
+        tested = {'chosen': chosen(config), **history(config, *load_for_test(config, model, folder))}
         if not config.train:
             print_settings(config, origins, threads)
         record = os.path.join(os.path.dirname(tested['checkpoint']), multitask.RECORD)
         if config.baseline in MULTITASK and os.path.exists(record):
             tested['regressors'] = multitask.read_record(record)
         if config.update_lr_grid:
-            tested['tuned'] = tune(config, model, data['test'])
+            tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
         test(config, model, data['test'], folder, tested, paper)
 
@@ -117,7 +124,7 @@ def make_model(config, source, threads):
     else:
         network = FullyConnected(
             dim_input=source.dim_input + (2 if config.baseline == 'oracle' else pixels * context),
-            dim_output=config.num_classes if image else 1,
+            dim_output=config.num_classes if image else source.dim_output,
             dim_hidden=source.dim_hidden,
             norm=config.norm,
         )
@@ -143,7 +150,8 @@ def make_model(config, source, threads):
 def train(config, origins, threads, model, data, folder, source, strategy):
     """Train to the last iteration, or until stopped.
 
-    Progress goes to the terminal, the scalars to TensorBoard under the original's names.
+    Progress goes to the terminal, the scalars to TensorBoard under the original's names. Apart from the newest
+    checkpoints the weights that were best on the validation set are kept, of equals the later ones.
     """
     total = config.pretrain_iterations + config.metatrain_iterations
     labels = ['loss', 'accuracy'] if model.measure else ['loss']
@@ -153,6 +161,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
         if run.chief:
             print_settings(config, origins, threads)
         run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
+        best = checkpoint.best_so_far(folder, run.iteration, 'score') if run.chief else None
         train_block = distribute.block_trainer(strategy, model)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)
@@ -172,10 +181,15 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 run.progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
                 recent = []
             if run.chief and 'val' in data and last % TEST_PRINT_INTERVAL == 0:
-                results = model.evaluate(data['val'].validation_tasks(last), config.num_updates)
-                before, after = results.numpy().mean(axis=0)[[0, -1]]
+                looks = data['val'].validation_batches(VALIDATION_TASKS)
+                results = np.concatenate([model.evaluate(tasks, config.num_updates) for tasks in looks])
+                before, after = results.mean(axis=0)[[0, -1]]
                 tqdm.write('Validation, ' + words.format(last, before, after))
                 write_summaries('metaval', labels[-1:], [before, after], config.num_updates, last)
+                score = after if model.measure else -after
+                if score >= best:
+                    best, path = score, os.path.join(folder, checkpoint.BEST)
+                    checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score))
             if not run.goes_on():
                 break
 
@@ -229,13 +243,23 @@ def load_for_test(config, model, folder):
     """Bring the model to the checkpoint to test; return its path and numbers."""
     if config.init_from and not config.train:
         return config.init_from, checkpoint.restore_weights(config.init_from, model)
-    if config.test_iter > 0:
-        path = os.path.join(folder, f'model{config.test_iter}.npz')
+    if config.test_iter != -1:
+        path = os.path.join(folder, checkpoint.BEST if config.test_iter == 'best' else f'model{config.test_iter}.npz')
+        if not os.path.exists(path):
+            raise UserError(f'{path} is not there: name another --test_iter, or drop it to test the newest checkpoint')
         return path, checkpoint.restore(path, model)
     path, state = checkpoint.restore_latest(folder, model)
     if path is None:
         raise UserError(f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from')
     return path, state
+
+
+def chosen(config):
+    """Return in words by what the checkpoint to test is chosen."""
+    if config.init_from and not config.train:
+        return 'by --init_from'
+    names = {-1: 'the newest', 'best': f'the best on {VALIDATION_TASKS} validation tasks'}
+    return names.get(config.test_iter, 'by --test_iter')
 
 
 def tune(config, model, data):
@@ -247,6 +271,7 @@ def tune(config, model, data):
     grid, (tasks,) = config.update_lr_grid, data.validation_batches(config.num_test_tasks)
     with np.errstate(all='ignore'):
         errors = [model.evaluate(tasks, config.test_num_updates, tf.constant(a)).numpy()[:, 2:].mean() for a in grid]
+        errors = np.float64(errors) * getattr(data, 'scale', 1)  # of tables
     config.update_lr = model.update_lr = grid[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
     print(f'\nmean squared error on {len(tasks[0])} validation tasks for each step size, of which the best is taken:')
     print(', '.join(f'{step_size:g}: {error:.4g}' for step_size, error in zip(grid, errors)))
@@ -266,25 +291,30 @@ def test(config, model, data, folder, tested, paper):
             progress.update(len(results[-1]))
     image = model.measure is not None
     measure = 'accuracy' if image else 'mean squared error'
-    summary = summarise(np.concatenate(results))
-    split = f' of the {"test" if config.test_set else "validation"} set' if image else ''
+    results, scale, over, unit = np.concatenate(results), 1, f'{config.num_test_tasks} tasks', None
+    if config.datasource == 'table':
+        results, scale, unit = data.of_each_table(results), data.scale, data.unit
+        over = f'{config.num_test_tasks} draws from {len(results)} tables'
+    summary = summarise(results, scale, ddof=int(unit is not None))
+    split = f' of the {"test" if config.test_set else "validation"} set' if config.datasource != 'sinusoid' else ''
     print(
-        f'\n{measure}{" in %" if image else ""} over {config.num_test_tasks} tasks{split}, '
+        f'\n{measure}{" in %" if image else ""}{f" in {unit}" if unit else ""} over {over}{split}, '
         f'{f"{config.num_classes}-way " if image else ""}{config.update_batch_size}-shot'
     )
     print(f'query examples{" of a class" if image else ""}: {config.test_query}')
     report.print_checkpoint(tested)
-    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | paper)
+    print_summary(summary, measure, dict.fromkeys(config.paper_steps) | paper, DIVERGED * scale)
 
     result = {
         'measure': measure,
+        'unit': unit,
         **summary,
-        'split': ('test' if config.test_set else 'val') if image else None,
+        'split': ('test' if config.test_set else 'val') if split else None,
         'test_seed': config.seed,
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    if not image:
+    if config.datasource == 'sinusoid':
         result['fits'] = fits(model, data, config)
     samples = functools.partial(image_samples, model, data, config) if image else None
     report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result, samples)
@@ -327,20 +357,21 @@ def image_samples(model, data, config, classes=10):
 def test_name(config):
     """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it."""
     name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
-    if SOURCES[config.datasource].img_size:
+    if config.datasource != 'sinusoid':
         name += '' if config.test_set else '_val'
         name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
-    return name + (f'_itr{config.test_iter}' if config.test_iter > 0 else '') + beyond_the_paper(config)
+    return name + (f'_itr{config.test_iter}' if config.test_iter != -1 else '') + beyond_the_paper(config)
 
 
-def summarise(results):
+def summarise(results, scale=1, ddof=0):
     """Return the statistics over the tasks of `results` [tasks, 2 + steps], whose columns are `MAML.task_evaluate`'s.
 
     A single task whose inner steps grow without bound outweighs all others in a mean, or makes it NaN, so these are
     counted (`diverging_tasks`), and the mean of the others stands beside.
+    scale: by what all is multiplied then; ddof: see report.statistics.
     """
-    steady = (results < DIVERGED).all(axis=1)
-    others = report.statistics(results[steady], ddof=0) if steady.any() else {}
+    steady, results = (results < DIVERGED).all(axis=1), results * np.float64(scale)
+    others = report.statistics(results[steady], ddof) if steady.any() else {}
     with np.errstate(all='ignore'):
         return {
             'columns': [
@@ -348,20 +379,23 @@ def summarise(results):
                 'query, before adaptation',
                 *(f'query, after {n} step{"s" if n > 1 else ""}' for n in range(1, results.shape[1] - 1)),
             ],
-            **report.statistics(results, ddof=0),
+            **report.statistics(results, ddof),
             'diverging_tasks': int((~steady).sum()),
             **{f'{key}_of_the_others': others.get(key, np.full(results.shape[1], np.nan)) for key in ('mean', 'ci95')},
         }
 
 
-def print_summary(summary, measure, paper):
-    """Print the table of a test and how many tasks diverge; paper: the steps that it reads, with its values or None."""
+def print_summary(summary, measure, paper, limit=DIVERGED):
+    """Print the table of a test and how many tasks diverge, by an error above `limit`.
+
+    paper: the steps that it reads, with its values or None.
+    """
     last, scale = len(summary['columns']) - 2, 100 if measure == 'accuracy' else 1
     steps = [step for step in paper if step <= last]
     marks = {summary['columns'][step + 1]: paper[step] for step in steps}
     report.print_table(summary['columns'], summary, marks, scale)
     if summary['diverging_tasks']:
-        why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {DIVERGED:g}'
+        why = 'outputs that are not finite' if measure == 'accuracy' else f'{measure} above {limit:g}'
         print(
             f'{summary["diverging_tasks"]} of the tasks diverge ({why});\nmean of the others after '
             f'{", ".join(map(str, steps or [last]))} steps: '

@@ -8,6 +8,7 @@ import http.client
 import io
 import lzma
 import os
+import pickle
 import stat
 import sys
 import tarfile
@@ -16,6 +17,7 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
+from collections import OrderedDict, defaultdict
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
@@ -173,6 +175,59 @@ def read_image(opener, name):
     except Exception as error:  # noqa: BLE001 (Pillow raises many kinds, according to where the damage is)
         fail(f'cannot read the image {name} ({error}); replace it and run again')
     return image, data
+
+
+def _encode(text, encoding):
+    """What stands in Python 3's pickles for a bytes object, where the pickle's protocol has none."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it encodes text as {encoding}')
+    return text.encode('latin1')
+
+
+def _frombuffer(data, dtype, shape, order, axis_order=None):
+    """What makes an array in pickles of protocol 5; another order of the axes than these two is not known here."""
+    if axis_order is not None or order not in ('C', 'F'):
+        raise pickle.UnpicklingError(f'it has an array with its axes in the order {axis_order or order}')
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+# All that a pickle may name: what NumPy arrays and plain containers are made of, by the names of all their versions.
+_ALLOWED = {
+    **{(f'numpy.{core}.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0] for core in ('core', '_core')},
+    **{(f'numpy.{core}.multiarray', 'scalar'): np.int64().__reduce__()[0] for core in ('core', '_core')},
+    **{(f'numpy.{core}.numeric', '_frombuffer'): _frombuffer for core in ('core', '_core')},
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): np.dtype,
+    ('_codecs', 'encode'): _encode,
+    ('collections', 'OrderedDict'): OrderedDict,
+    ('collections', 'defaultdict'): defaultdict,
+    **{
+        (module, kind.__name__): kind
+        for module in ('builtins', '__builtin__')
+        for kind in (list, dict, tuple, set, int)
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads pickles of arrays and plain containers, and runs nothing that another pickle asks to be run."""
+
+    def find_class(self, module, name):
+        """The object of that name, if it is one of those that are allowed."""
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is no array and no container')
+        return _ALLOWED[module, name]
+
+
+def read_pickle(opener, name):
+    """What a pickle of Python 2 or 3 holds; ends the script, naming it, unless it holds arrays and containers alone."""
+    try:
+        with opener() as file:
+            return _Unpickler(file, encoding='latin1').load()
+    except Exception as error:  # noqa: BLE001 (a pickle can make the functions above raise anything)
+        fail(
+            f'{name} is refused as a pickle ({str(error) or type(error).__name__}); get it from a source that you trust'
+        )
 
 
 def is_rotated(image):

@@ -116,5 +116,5 @@ def test(config, model, folder, tested, threads, paper):
 def test_name(config):
     """Return the name of a test's files: rollouts, alpha and, unless it is the best one, the iterate."""
     alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
-    iterate = f'_itr{config.test_iter}' if config.test_iter > 0 else ''
+    iterate = f'_itr{config.test_iter}' if config.test_iter != -1 else ''
     return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'

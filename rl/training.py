@@ -4,7 +4,6 @@ What an iteration consists of is in maml_trpo.py, tests are in evaluation.py.
 """
 
 import csv
-import math
 import os
 
 import numpy as np
@@ -98,7 +97,7 @@ def train(config, origins, model, folder, threads):
     sampler = make_sampler(config, threads)
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         print_settings(config, origins, threads)
-        best = best_return(folder, run.iteration)
+        best = checkpoint.best_so_far(folder, run.iteration, 'average_return')
         begin_progress(folder, run.iteration)
         while run.goes_on():
             iteration = run.iteration
@@ -136,16 +135,6 @@ def train_tasks(config, iteration):
     return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
 
 
-def best_return(folder, iteration):
-    """Return the average return of the best theta so far, -inf at the start, where one of another run is removed."""
-    path = os.path.join(folder, checkpoint.BEST)
-    if iteration == 0 and os.path.exists(path):
-        os.remove(path)
-    if not os.path.exists(path):
-        return -math.inf
-    return checkpoint.numbers(checkpoint.read(path)).get('average_return', -math.inf)
-
-
 def begin_progress(folder, iteration):
     """Make progress.csv, or drop from it the rows of iterations that will be done again."""
     path, kept = os.path.join(folder, 'progress.csv'), []
@@ -174,7 +163,7 @@ def load_for_test(config, model, folder):
         return {'checkpoint': f'fresh policies, seeds {config.seed} to {last}', 'settings': vars(config)}
     if config.init_from and not config.train:
         return history(config, config.init_from, checkpoint.restore_weights(config.init_from, model))
-    names = [f'model{config.test_iter}.npz'] if config.test_iter > 0 else [checkpoint.BEST, checkpoint.PACKED]
+    names = [f'model{config.test_iter}.npz'] if config.test_iter != -1 else [checkpoint.BEST, checkpoint.PACKED]
     paths = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
     if not paths:
         raise UserError(f'no {names[0]} in {folder}: train first with the same flags, or name one with --init_from')

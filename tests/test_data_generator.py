@@ -122,7 +122,7 @@ def test_draws_depend_on_seed_and_number_alone(omniglot):
     for different in (one.draw_block(4), generator(omniglot, seed=2).draw_block(3)):
         assert not np.array_equal(batch[0], different[0])
     streams = generator(omniglot, tasks=data_generator.TEST_BATCH)
-    training, validation = streams.draw_block(0)[0][0], streams.validation_tasks(0)[0]
+    training, (validation,) = streams.draw_block(0)[0][0], (b[0] for b in streams.validation_batches(50))
     (test,) = (tasks[0] for tasks in streams.test_batches(data_generator.TEST_BATCH))
     for tasks, others in ((training, validation), (validation, test), (test, training)):
         assert (tasks != others).any(axis=(1, 2)).all()

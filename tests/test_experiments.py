@@ -89,11 +89,16 @@ def test_run_names_are_the_originals():
 
 def test_tests_that_differ_do_not_share_a_file():
     """They are of one run, whose settings another K in the test does not change."""
-    given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}]
+    given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}, {'test_iter': 'best'}]
     given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
     configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
     assert len({training.test_name(config) for config in configs}) == len(given)
     assert len({experiments.run_name(config) for config in configs}) == 1
+
+
+def test_the_best_policy_is_what_reinforcement_learning_tests_anyway():
+    assert resolve(datasource='point', test_iter='best', train=False).test_iter == resolve(test_iter=0).test_iter == -1
+    assert resolve(datasource='omniglot').test_iter == -1  # the paper's protocol: the newest
 
 
 def test_a_network_without_convolutions_has_no_max_pool():
@@ -165,6 +170,8 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
     'refused, accepted',
     [
         ('test_iter=1', 'test_iter=1 train=False'),
+        ('test_iter=best', 'test_iter=best datasource=omniglot'),
+        ('test_iter=newest', 'test_iter=-1'),
         ('baseline=pretrain datasource=omniglot', 'baseline=pretrain'),
         ('baseline=random', 'baseline=None'),
         ('baseline=context', 'baseline=context datasource=omniglot'),
@@ -178,6 +185,12 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('update_lr_grid=0.1,x', 'update_lr_grid=1e-3'),
         ('update_lr_grid=0.1 datasource=omniglot', 'update_lr=0.1 datasource=omniglot'),
         ('max_pool=True', 'max_pool=True datasource=omniglot'),
+        ('hidden=8', 'hidden=8 datasource=table data_dir=d'),
+        ('predict=a.csv', 'init_from=a.npz'),
+        ('adapt=a.csv', 'init_from=a.npz'),
+        ('datasource=table data_dir=d baseline=oracle', 'datasource=table data_dir=d baseline=pretrain test_iter=best'),
+        ('datasource=table data_dir=d hidden=0', 'datasource=table data_dir=d hidden=1,2'),
+        ('datasource=table data_dir=d hidden=x', 'datasource=table data_dir=d x_columns=x'),
         ('max_pool=True datasource=omniglot conv=False', 'max_pool=False datasource=omniglot conv=False'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),

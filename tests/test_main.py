@@ -14,6 +14,7 @@ import tensorflow as tf
 from golden_vectors import Case
 from program import assert_same_state, command, run, run_here, start, wait_for
 
+import training
 from runtime import UserError
 
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
@@ -143,6 +144,40 @@ def test_original_checkpoint_and_images(tmp_path, capsys):
         assert saved['metatrain_adam/t'] == 2
     with pytest.raises(UserError, match='does not fit this network: conv1'):
         run_here(*flags, '--train=False', '--num_filters=9')
+
+
+def test_the_weights_that_were_best_on_validation_are_kept(tmp_path, monkeypatch, capsys):
+    """The accuracy of each look is said, the weights of the highest are there; a test takes them when asked to."""
+    monkeypatch.setattr(training, 'TEST_PRINT_INTERVAL', 2)
+    monkeypatch.setattr(training, 'VALIDATION_TASKS', 60)  # more than one batch
+    data = image_folders.omniglot(tmp_path / 'data', characters=60, drawings=2)
+    flags = ['--datasource=omniglot', f'--data_dir={data}', '--conv=False', '--num_classes=2', '--meta_batch_size=2']
+    flags += [f'--logdir={tmp_path}', '--log=False', '--num_test_tasks=4', '--test_num_updates=1', '--save_interval=2']
+    folder = run_here(*flags, '--metatrain_iterations=12', '--meta_lr=0.02')
+    looks = re.findall(r'Validation, Iteration (\d+):.* ([\d.]+) after', capsys.readouterr().out)
+    scores = {int(iteration): float(accuracy) for iteration, accuracy in looks}
+    best = max(reversed(scores), key=scores.get)  # of equals the last
+    assert len(set(scores.values())) > 1 and best != 12, 'of no use: choose other settings'
+    with np.load(folder / 'best.npz') as saved, np.load(folder / f'model{best}.npz') as then:
+        assert (saved['iteration'], saved['score']) == (best, pytest.approx(scores[best], abs=1e-4))
+        np.testing.assert_array_equal(saved['weights/w1'], then['weights/w1'])
+
+    kept = (folder / 'best.npz').read_bytes()
+    run_here(*flags, '--metatrain_iterations=12', '--meta_lr=0.02', '--train=False', '--test_iter=best')
+    assert f'best.npz, iteration {best} (the best on' in capsys.readouterr().out
+    (path,) = folder.glob('test*_itrbest*.json')
+    result = json.loads(path.read_text())
+    assert (result['iteration'], result['checkpoint']) == (best, str(folder / 'best.npz'))
+    newest = json.loads(next(path for path in folder.glob('test*.json') if 'best' not in path.name).read_text())
+    assert (newest['iteration'], newest['chosen']) == (12, 'the newest')
+
+    for later in range(best + 2, 14, 2):
+        (folder / f'model{later}.npz').unlink()
+    run_here(*flags, '--metatrain_iterations=12', '--meta_lr=0.02')  # goes on from the best
+    assert (folder / 'best.npz').read_bytes() == kept
+    (folder / 'best.npz').unlink()
+    with pytest.raises(UserError, match=r'best\.npz is not there'):
+        run_here(*flags, '--metatrain_iterations=12', '--meta_lr=0.02', '--train=False', '--test_iter=best')
 
 
 @pytest.mark.parametrize(

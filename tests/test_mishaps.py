@@ -248,7 +248,7 @@ def test_garbage_in_the_progress_is_dropped(tmp_path):
 
 def test_a_best_policy_without_its_return_gives_way(tmp_path):
     np.savez(tmp_path / 'best.npz', iteration=1)
-    assert rl_training.best_return(tmp_path, iteration=2) == -np.inf
+    assert checkpoint.best_so_far(tmp_path, 2, 'average_return') == -np.inf
 
 
 def test_a_step_size_that_explodes_in_a_test(tmp_path):

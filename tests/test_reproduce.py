@@ -154,6 +154,15 @@ def test_the_tables_are_up_to_date():
     assert written.returncode == 0 and written.stdout.count('written: ') == 2, written.stderr
 
 
+def test_the_weights_that_were_best_are_those_of_reinforcement_learning_alone(tmp_path):
+    """A supervised run that is not packed yet was tested with its newest ones."""
+    for target, expected in ((TINY, None), (targets.select(['figure5/point/maml'])[0], 'best.npz')):
+        work = Work(target, 1, tmp_path)
+        work.folder.mkdir(parents=True)
+        (work.folder / 'best.npz').touch()
+        assert work.weights() == (expected and work.folder / expected)
+
+
 def test_a_number_of_other_weights_is_found(done, tmp_path):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     work = Work(TINY, 1, tmp_path)

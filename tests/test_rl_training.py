@@ -11,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 from program import assert_same_state, run, start, wait_for
 
+import checkpoint
 import experiments
 import main
 import runtime
@@ -307,7 +308,7 @@ def test_the_best_iterate_is_kept_and_tested(trained):
 
 def test_a_best_policy_of_another_run_is_not_kept(tmp_path):
     (tmp_path / 'best.npz').write_bytes(b'')
-    assert training.best_return(tmp_path, iteration=0) == -np.inf and not (tmp_path / 'best.npz').exists()
+    assert checkpoint.best_so_far(tmp_path, 0, 'average_return') == -np.inf and not (tmp_path / 'best.npz').exists()
 
 
 def test_oracle_sees_the_goal_and_takes_no_step(tmp_path):

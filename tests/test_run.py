@@ -181,18 +181,18 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
     assert other.weights['w'].numpy() == 0
 
 
-@pytest.mark.parametrize('best', [False, True])
-def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, best):
-    """The best ones where there are any; it still counts as trained to its end."""
+@pytest.mark.parametrize('there, take_best', [(False, True), (True, True), (True, False)])
+def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, there, take_best):
+    """The best ones where there are any and the paper tests those; it still counts as trained to its end."""
     train(tmp_path, metatrain_iterations=5, save_interval=2)
-    if best:
+    if there:
         model = fresh()
         model.weights['w'].assign([3.0])
         checkpoint.write(str(tmp_path / checkpoint.BEST), model, iteration=3, average_return=-1.0)
-    checkpoint.pack(tmp_path)
+    checkpoint.pack(tmp_path, take_best)
     assert sorted(os.listdir(tmp_path)) == ['config.json', checkpoint.PACKED]
     assert checkpoint.done(tmp_path) == (5, 50.0)
-    model, weight = fresh(), 3 if best else 5
+    model, weight = fresh(), 3 if there and take_best else 5
     path, state = checkpoint.restore_latest(tmp_path, model)
     assert model.weights['w'].numpy() == weight and (state['iteration'], state['trained']) == (weight, 5)
     with np.load(path) as saved:

@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
     more = next(copy.glob('train/*/000.jpg'))
     shutil.copy(more, more.with_name('more.jpg'))
     data_generator.load_folders.cache_clear()
-    with pytest.raises(UserError, match='trained on other images'):
+    with pytest.raises(UserError, match='trained on other data'):
         run_here(*flags, f'--data_dir={copy}', '--metatrain_iterations=1')
     old = json.loads(config.read_text())
     del old['settings']['data_digest']

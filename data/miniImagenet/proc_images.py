@@ -4,7 +4,8 @@ The images cannot be downloaded freely. Bring one of, as a folder or a zip or ta
   * the 60,000 images n0153282900000005.jpg ..., from ILSVRC-2012 under ImageNet's terms (image-net.org),
     with train.csv, val.csv and test.csv of Ravi & Larochelle in it or beside it
     (github.com/twitter-research/meta-learning-lstm, data/miniImagenet);
-  * the images already split: train/, val/ and test/ with a folder of images for each class.
+  * the images already split: train/, val/ and test/ with a folder of images for each class;
+  * the pickles mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl, whose images become PNGs.
 JPEGs stay JPEGs, PNGs stay PNGs. The CSV files may name images with folders, as label/1.jpg.
 
 Usage:
@@ -29,7 +30,9 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import prepare
+import numpy as np
+import prepare  # before what must be installed: it says what to do where that is not
+from PIL import Image
 
 CLASSES = {'train': 64, 'val': 16, 'test': 20}
 IMAGES = 600  # of each class
@@ -37,6 +40,7 @@ IMAGE = re.compile(r'(?:.*/)?([^/]+\.(?:jpe?g|png))', re.I | re.S)
 SPLIT_IMAGE = re.compile(rf'(?:.*/)?({"|".join(CLASSES)})/([^/]+/[^/]+\.(?:jpe?g|png))(/.*)?', re.I | re.S)
 OTHER_IMAGE = re.compile(r'.*\.(?:bmp|gif|tiff?|webp)', re.I | re.S)
 SIZE = (84, 84)
+PICKLE = 'mini-imagenet-cache-{}.pkl'  # {'image_data': uint8 [images, 84, 84, 3], 'class_dict': {class: [row, …]}}
 
 
 def file_format(name):
@@ -75,14 +79,19 @@ def read_csv(split, data):
         if len(row) != 2 or not all(row):
             prepare.fail(f'{split}.csv has the line {",".join(row)!r}, not a filename and a label')
         prepare.check_name('/'.join(row), f'{split}.csv')
-        if re.search(r'^\.|[/\\]', row[1]):
-            prepare.fail(f'{split}.csv has the label {row[1]!r}, which cannot be the name of a class folder; rename it')
+        check_label(row[1], f'{split}.csv')
     return rows
 
 
-def find_images(source, csv_folder, dest):
-    """The images of a folder or an archive, as (path in dest, name in source, opener)."""
-    files = prepare.list_files(source, dest)
+def check_label(label, where):
+    """Refuse a class that cannot be a folder."""
+    if not isinstance(label, str) or not label or re.search(r'^\.|[/\\]', label):
+        prepare.fail(f'{where} has the label {label!r}, which cannot be the name of a class folder; rename it')
+    prepare.check_name(label, where)
+
+
+def find_images(files, source, csv_folder):
+    """The images of a folder or an archive that holds these files, as (path in dest, name in source, opener)."""
     split = {name: match for name in files if (match := SPLIT_IMAGE.fullmatch(name))}
     flat = defaultdict(list)  # by base name
     for name in files:
@@ -162,6 +171,64 @@ def resize_all(images, source, dest):
         prepare.write(dest / target, data)
 
 
+def find_pickles(files):
+    """{split: [name in source]} of the pickles; empty where there are none."""
+    found = {split: [name for name in files if name.split('/')[-1] == PICKLE.format(split)] for split in CLASSES}
+    return found if any(found.values()) else {}
+
+
+def read_pickles(found, files, source):
+    """{path in dest: pixels} of the images in the pickles, which are all in memory then."""
+    images = {}
+    for split, names in found.items():
+        if len(names) != 1:
+            what = f'{source / names[0]} and {source / names[1]} are both there' if names else 'is not there'
+            prepare.fail(f'{PICKLE.format(split)} of {source}: {what}; bring one of each split')
+        name = source / names[0]
+        pixels, classes = check_pickle(prepare.read_pickle(files[names[0]], name), name)
+        used = 0
+        for label, rows in classes.items():
+            used += len(rows)
+            images |= {f'{split}/{label}/{row:05d}.png': pixels[row] for row in rows}
+        if used < len(pixels):
+            print(f'warning: {len(pixels) - used:,} images of {name} are in no class and are left out', file=sys.stderr)
+    return images
+
+
+def check_pickle(content, name):
+    """The pixels and {class: rows} of a pickle; ends the script when it has another form."""
+    if not isinstance(content, dict) or not {'image_data', 'class_dict'} <= set(content):
+        prepare.fail(f'{name} is no dictionary with image_data and class_dict; is it the pickle of another dataset?')
+    pixels, classes = content['image_data'], content['class_dict']
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (*SIZE, 3):
+        found = f'{pixels.dtype} {list(pixels.shape)}' if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        prepare.fail(f'image_data of {name} is {found}, not uint8 [images, 84, 84, 3]; is it of another dataset?')
+    if not isinstance(classes, dict) or not classes:
+        prepare.fail(f'class_dict of {name} is no dictionary of classes; is it the pickle of another dataset?')
+    taken = {}
+    for label, rows in classes.items():
+        check_label(label, name)
+        if not isinstance(rows, (list, tuple, np.ndarray)) or not all(
+            isinstance(row, (int, np.integer)) and 0 <= row < len(pixels) for row in rows
+        ):
+            prepare.fail(
+                f'class {label} of {name} is no list of rows of its {len(pixels):,} images; replace the pickle'
+            )
+        for row in rows:
+            message = f'image {row} of {name} is in class {{one}} and in class {{two}}; replace the pickle'
+            prepare.claim(taken, int(row), label, message)
+    return pixels, {label: sorted({int(row) for row in rows}) for label, rows in classes.items()}
+
+
+def write_all(images, dest):
+    """Write the pixels of each image as PNG, without loss, to its place below dest, unless it is there."""
+    for target, pixels in prepare.progress(images.items(), unit=' images'):
+        if not prepare.is_done(dest / target, lambda image: is_final(image, target)):  # noqa: B023 (called at once)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, 'PNG')
+            prepare.write(dest / target, buffer.getvalue())
+
+
 def count(folder):
     """Classes x images of a split, for example "64 x 600", or "64 x 598-600" when classes differ."""
     names = filter(IMAGE.fullmatch, glob.glob('*/*', root_dir=folder))  # without hidden folders
@@ -183,7 +250,11 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
 
-    resize_all(find_images(args.source, args.csv, args.dest), args.source, args.dest)
+    files = prepare.list_files(args.source, args.dest)
+    if pickles := find_pickles(files):
+        write_all(read_pickles(pickles, files, args.source), args.dest)
+    else:
+        resize_all(find_images(files, args.source, args.csv), args.source, args.dest)
 
     found = ', '.join(f'{split} {count(args.dest / split)}' for split in CLASSES)
     whole = ', '.join(f'{split} {classes} x {IMAGES}' for split, classes in CLASSES.items())
