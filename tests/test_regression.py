@@ -2,6 +2,8 @@
 
 import csv
 import json
+import pathlib
+import runpy
 import types
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 from program import run_here
 
+import main
 import regression
 import training
 from experiments import SOURCES
@@ -290,3 +293,18 @@ def test_splits_without_tables_are_refused_where_they_are_needed(folder):
     next(folder.iterdir()).unlink()
     with pytest.raises(UserError, match='2 CSV files, too few to split'):
         make_data(folder)
+
+
+def test_the_readmes_example_learns_and_predicts(tmp_path):
+    """The pendulums of data/example_tables.py, in fewer iterations."""
+    runpy.run_path(str(pathlib.Path(main.__file__).parent / 'data' / 'example_tables.py'))['main'](tmp_path)
+    flags = [f'--data_dir={tmp_path}/tables', f'--logdir={tmp_path}', '--log=False', '--update_batch_size=5']
+    flags += ['--train_query=10', '--test_query=10', '--metatrain_iterations=500', '--test_set', '--num_test_tasks=60']
+    folder = run_here('--datasource=table', *flags)
+    before, *_, after = json.loads(next(folder.glob('test*.json')).read_text())['mean'][1:]
+    assert after < 0.9 * before
+    new = [f'--adapt={tmp_path}/support.csv', f'--predict={tmp_path}/new.csv', f'--init_from={folder}/model500.npz']
+    main.run(*main.read_flags([*new, f'--logdir={tmp_path}/new']))
+    with open(tmp_path / 'new' / 'predictions.csv') as file:
+        header, *rows = csv.reader(file)
+    assert header == ['time', 'predicted angle'] and len(rows) == 10
