@@ -2,9 +2,9 @@
 
     python data/example_tables.py [FOLDER]      default: example/ beside this script
 
-FOLDER/tables: 60 CSV files of 20 rows, the time in seconds and the angle in degrees of a pendulum, measured with an error
-of 0.3 degrees. FOLDER/support.csv: 5 rows of another one, to adapt to; FOLDER/new.csv: 10 times at which to predict its
-angle. The same files each time.
+FOLDER/tables: 60 CSV files of 20 rows, the time in seconds and the angle in degrees of a pendulum, measured with an
+error of 0.3 degrees. FOLDER/support.csv: 5 rows of another one, to adapt to; FOLDER/new.csv: 10 times at which to
+predict its angle. The same files each time.
 """
 
 import csv
