@@ -18,7 +18,7 @@ def test_summary_of_a_test(tmp_path):
     np.testing.assert_allclose(summary['std'], np.sqrt([0, 0.08 / 3, 0.08 / 3, 0.24 / 3]), atol=1e-6)
     np.testing.assert_allclose(summary['ci95'], 1.96 * summary['std'] / np.sqrt(3))
     assert summary['columns'][2:] == ['query, after 1 step', 'query, after 2 steps']
-    report.write(str(tmp_path / 'x'), training.csv_rows(summary), summary)
+    report.write(str(tmp_path / 'x'), training.csv_rows(summary), summary | {'settings': {'log': False}})
     header, mean, _, _ = csv.reader((tmp_path / 'x.csv').open())
     assert header == ['update0', 'update1', 'update2']
     np.testing.assert_allclose(np.float64(mean), [0.2, 0.8, 0.8], rtol=1e-6)

@@ -30,8 +30,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-import numpy as np
 import prepare  # before what must be installed: it says what to do where that is not
+
+# isort: split
+import numpy as np
 from PIL import Image
 
 CLASSES = {'train': 64, 'val': 16, 'test': 20}
