@@ -44,9 +44,7 @@ def run(config):
     size = 'learned sizes' if config.learn_update_lr else f'{config.update_lr:g}'
     print(f'adapted to {images}, in {config.test_num_updates} steps of {size}')
     if config.save_adapted:
-        os.makedirs(os.path.dirname(config.save_adapted) or '.', exist_ok=True)
-        with replacing(config.save_adapted, 'wb') as file:
-            np.savez(file, iteration=0, **{f'weights/{name}': value.numpy() for name, value in theta.items()})
+        checkpoint.write_weights(config.save_adapted, theta)
         print(f'adapted weights: {config.save_adapted}')
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))
@@ -104,11 +102,7 @@ def adapted(model, support, labels, steps):
     """
     examples, classes = labels.shape
     model.loss_func = lambda outputs, labels: xent(outputs[:, :classes], labels, examples / classes)
-    theta = {name: tf.convert_to_tensor(weight) for name, weight in model.weights.items()}
-    support, labels = model.prepare([support, labels])
-    for step in range(steps):
-        theta, _, _ = model.inner_step(theta, support, labels, step)
-    return theta
+    return model.adapt(support, labels, steps)
 
 
 def predict(model, theta, support, queries, classes):

@@ -47,6 +47,13 @@ def write(path, model, **numbers):
         np.savez(file, **numbers, **{name: variable.numpy() for name, variable in variables(model).items()})
 
 
+def write_weights(path, weights):
+    """Write `weights`, tensors by name, to a file from which `restore_weights` can take them; whole or not at all."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    with replacing(path, 'wb') as file:
+        np.savez(file, iteration=0, **{f'weights/{name}': weight.numpy() for name, weight in weights.items()})
+
+
 def pack(folder, take_best):
     """Leave of a finished run's checkpoints the weights that the paper's test takes, without slots: weights.npz.
 

@@ -261,7 +261,6 @@ CONTRADICTIONS = {
             lambda c: c.adapt and c.datasource == 'images' and not (c.img_size and c.channels),
             '--adapt needs to know what images --init_from={init_from} is for: give --img_size and --channels',
         ),
-        *without(['save_adapted'], 'adapted weights are kept for images alone', lambda c: c.datasource == 'table'),
         (
             lambda c: c.save_adapted and not c.save_adapted.endswith('.npz'),
             '--save_adapted={save_adapted} is no .npz: give a name that ends so',
@@ -347,7 +346,7 @@ def run(config, origins, folder=None):
         import adapt
         import regression
 
-        return regression.predict(config) if config.datasource == 'table' else adapt.run(config)
+        return (regression if config.datasource == 'table' else adapt).run(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:

@@ -125,6 +125,14 @@ class MAML:
             rows.append(measure(self.forward(inputb, theta), labelb))
         return tf.stack(rows)
 
+    def adapt(self, inputa, labela, num_updates):
+        """Return the weights after so many inner steps on the support set of one task: a dictionary of tensors."""
+        inputa, labela = self.prepare([inputa, labela])
+        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        for step in range(num_updates):
+            theta, _, _ = self.inner_step(theta, inputa, labela, step)
+        return theta
+
     def outputs(self, task, num_updates):
         """Return the outputs on one task's query set after 0, 1, … num_updates inner steps: an array."""
         inputa, labela, inputb, _ = self.prepare(task)

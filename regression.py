@@ -249,24 +249,29 @@ def units(config):
     return config.standard['deviation'][-1] ** 2, f'the squared unit of {config.y_columns[0]}'
 
 
-def predict(config):
-    """Adapt the weights of config.init_from to the rows of the table config.adapt, and predict y in config.predict.
-
-    Written to predictions.csv in config.logdir: all columns of config.predict, and the predicted ones.
-    """
+def run(config):
+    """Adapt the weights of config.init_from to the rows of a table; predict y in another, and keep them, if asked."""
     trained = trained_settings(config.init_from)
     x, y, standard = (trained[name] for name in ('x_columns', 'y_columns', 'standard'))
-    support, new = (
-        standardised(numbers(config.adapt, x + y), standard),
-        standardised(numbers(config.predict, x), standard),
-    )
+    support = standardised(numbers(config.adapt, x + y), standard)
+    new = standardised(numbers(config.predict, x), standard) if config.predict else None
     network = FullyConnected(len(x), len(y), tuple(trained['hidden']), trained['norm'])
     inner = {name: getattr(config, name) for name in ('update_lr', 'num_updates', 'learn_update_lr')}
     model = MAML(network, mse, vectorize=True, **inner)
     checkpoint.restore_weights(config.init_from, model)
-    task = support[:, : len(x)], support[:, len(x) :], new, new[:0]
-    mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-    answers = model.outputs(task, config.test_num_updates)[-1] * deviation + mean
+    theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
+    print(f'adapted to {len(support)} rows of {config.adapt} in {config.test_num_updates} steps')
+    if config.save_adapted:
+        checkpoint.write_weights(config.save_adapted, theta)
+        print(f'adapted weights: {config.save_adapted}')
+    if config.predict:
+        mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
+        path = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
+        print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {path}')
+
+
+def write_predictions(config, names, answers):
+    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; return its path."""
     if not np.isfinite(answers).all():
         raise UserError('the predictions are not finite: try a smaller --update_lr')
     header, rows = read_csv(config.predict)
@@ -276,7 +281,6 @@ def predict(config):
         raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
     with replacing(path, newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
-        writer.writerow([*header, *(f'predicted {name}' for name in y)])
+        writer.writerow([*header, *(f'predicted {name}' for name in names)])
         writer.writerows([*row, *(f'{value:.6g}' for value in answer)] for (_, row), answer in zip(rows, answers))
-    print(f'adapted to {len(support)} rows of {config.adapt} in {config.test_num_updates} steps')
-    print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {path}')
+    return path

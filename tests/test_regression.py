@@ -219,7 +219,8 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
     for incomplete, words in ((command, 'needs trained weights'), ([command[0], weights], 'leaves nothing behind')):
         with pytest.raises(UserError, match=words):
             run_here(*incomplete)
-    run_here(*command, weights, '--update_lr=0.05')  # all else is known: the columns, the network, 2 steps
+    adapted = tmp_path / 'adapted.npz'
+    run_here(*command, weights, '--update_lr=0.05', f'--save_adapted={adapted}')  # all else is known: columns, network
     header, *found = list(csv.reader((tmp_path / 'out' / 'predictions.csv').open()))
     assert header == ['name', 't', 'predicted income'] and found[0][0] == 'row, 0' and len(found) == 15
 
@@ -235,6 +236,8 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
             loss = tf.reduce_mean((network.forward(x[:5], w) - y[:5]) ** 2)
         gradients = tape.gradient(loss, w)
         w = {name: w[name] - 0.05 * gradients[name] for name in w}
+    with np.load(adapted) as saved:
+        np.testing.assert_allclose(saved['weights/w2'], w['w2'], rtol=1e-4, atol=1e-6)
     expected = network.forward(x[5:], w).numpy()[:, 0] * deviation[1] + mean[1]
     np.testing.assert_allclose([float(row[2]) for row in found], expected, rtol=1e-4)
     with pytest.raises(UserError, match='would be written over'):
