@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from program import MAIN, command, full_disk, run_here
 
+import curves
 import figures
 import training
 from data_generator import ImageGenerator, SinusoidGenerator
@@ -215,13 +216,13 @@ def test_image_samples_show_each_class_and_what_the_test_counts():
 
 def test_training_curves_of_each_source(tmp_path, trained):
     """TensorBoard's summaries of a run, its progress.csv, and log.txt with the lines of today and of older runs."""
-    measure, curves = figures.curves(trained)
-    assert measure == 'mean squared error' and set(curves) == {'training, before', 'training, after'}
+    measure, logged = curves.of_run(trained)
+    assert measure == 'mean squared error' and set(logged) == {'training, before', 'training, after'}
     (path,) = trained.glob('events*')
     events = [(e.step, v) for e in tf.compat.v1.train.summary_iterator(str(path)) for v in e.summary.value]
     for when, tag in (('before', 'metatrain_Pre-update_loss'), ('after', 'metatrain_Post-update_loss__step_1')):
         kept = {step: tf.make_ndarray(value.tensor).item() for step, value in events if value.tag == tag}
-        assert len(kept) == 10 and curves[f'training, {when}'] == kept
+        assert len(kept) == 10 and logged[f'training, {when}'] == kept
     (tmp_path / 'config.json').write_text('{"settings": {"datasource": "omniglot"}}')
     (tmp_path / 'log.txt').write_text(
         'written\nPretrain Iteration 100: accuracy 0.2 before, 0.3 after the inner updates\n'
@@ -229,13 +230,13 @@ def test_training_curves_of_each_source(tmp_path, trained):
         'Validation results: 0.1, 5e-1\nIteration 300: accuracy 0.2 before, 0.7 after the inner updates\n'
         'Validation, Iteration 400: accuracy 0.25 before, 0.75 after the inner updates\n'
     )
-    measure, curves = figures.curves(tmp_path)
+    measure, logged = curves.of_run(tmp_path)
     assert measure == 'accuracy in %'
-    assert {label: list(curve) for label, curve in curves.items()} == {
+    assert {label: list(curve) for label, curve in logged.items()} == {
         **dict.fromkeys(('training, before', 'training, after'), [100, 200, 300, 400]),
         **dict.fromkeys(('validation, before', 'validation, after'), [300, 400]),
     }
-    assert curves['training, after'][200] == 50 and curves['validation, after'] == {300: 50, 400: 75}
+    assert logged['training, after'][200] == 50 and logged['validation, after'] == {300: 50, 400: 75}
     axes = figures.training_curves([ROOT / 'results/point/maml/seed1', trained]).axes
     np.testing.assert_allclose(drawn(axes[0])['training, after adaptation'][:, 0], [0, -60.639376315933404])
     assert [axis.get_ylabel() for axis in axes] == ['average return', 'mean squared error']
@@ -303,9 +304,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, words, tmp_path, mon
 def test_runs_and_tests_without_what_is_drawn_are_named(tmp_path, sinusoids):
     (tmp_path / 'config.json').write_text('{"settings": {"datasource": "sinusoid"}}')
     with pytest.raises(UserError, match='no training curve yet'):
-        figures.curves(tmp_path)
+        curves.of_run(tmp_path)
     (tmp_path / 'progress.csv').write_text('iteration,return\n1,2\n')
     with pytest.raises(UserError, match='is no folder of a run'):
-        figures.curves(tmp_path)
+        curves.of_run(tmp_path)
     with pytest.raises(UserError, match='kept no fits'):
         figures.fits([{k: v for k, v in result.items() if k != 'fits'} for result in sinusoids], [0])
