@@ -1,7 +1,7 @@
 """The multi-task baselines of Table 2 (appendix C.1): the mean of many networks, each trained on a sinusoid of its own.
 
 Each regressor begins at weights of its own and is trained until its error is below GOOD. The mean of all their weight
-vectors is then fine-tuned on a new task, as a pretrained network is (`training.tuned`). Three ways: no_reg; l2, the
+vectors is then fine-tuned on a new task, as a pretrained network is (`evaluation.tune`). Three ways: no_reg; l2, the
 weights are pulled towards 0 while a regressor is trained; mean_theta, towards the mean of the regressors before it.
 """
 

@@ -225,7 +225,7 @@ class Work:
         if self.rl:
             from rl.evaluation import test_name
         else:
-            from training import test_name
+            from evaluation import test_name
         return test_name(self.settings(train=False, **self.target.tests[test][1])[0])
 
     def done(self):

@@ -9,6 +9,7 @@ import tensorflow as tf
 from differences import assert_second_order
 from program import run_here
 
+import evaluation
 import experiments
 import multitask
 import training
@@ -168,7 +169,7 @@ def test_the_step_size_is_the_best_on_validation_tasks_and_no_test_task_is_seen(
         return total
 
     data = types.SimpleNamespace(validation_batches=generator.validation_batches)  # and no test_batches
-    report = training.tune(config, model, data)
+    report = evaluation.tune(config, model, data)
     np.testing.assert_allclose(report['mean_squared_error'][:2], [error(0.001), error(0.02)], rtol=1e-4)
     assert model.update_lr == config.update_lr == [0.001, 0.02][int(error(0.02) < error(0.001))]
     (test,) = generator.test_batches(10)

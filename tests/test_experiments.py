@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import evaluation
 import experiments
 import main
 import training
@@ -92,7 +93,7 @@ def test_tests_that_differ_do_not_share_a_file():
     given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}, {'test_iter': 'best'}]
     given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
     configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
-    assert len({training.test_name(config) for config in configs}) == len(given)
+    assert len({evaluation.test_name(config) for config in configs}) == len(given)
     assert len({experiments.run_name(config) for config in configs}) == 1
 
 

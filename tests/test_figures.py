@@ -12,6 +12,7 @@ import tensorflow as tf
 from program import MAIN, command, full_disk, run_here
 
 import curves
+import evaluation
 import figures
 import training
 from data_generator import ImageGenerator, SinusoidGenerator
@@ -177,7 +178,7 @@ def test_fits_are_the_models_on_the_tasks_of_the_test(oracle):
     data = SinusoidGenerator(5, meta_batch_size=1, oracle=oracle, seed=3)
     model = MAML(FullyConnected(dim_input=3 if oracle else 1), update_lr=0.1, vectorize=True)
     model.weights['w2'].assign(30 * model.weights['w2'])  # far from the initial weights, whose outputs are all 0
-    fits = training.fits(model, data, config)
+    fits = evaluation.fits(model, data, config)
     assert fits['steps'] == [0, 1, 10] and len(fits['tasks']) == 2 and (fits['x'][0], fits['x'][-1]) == (-5, 5)
     for where, tasks in data.drawn_tasks(2).items():
         errors = model.evaluate(tasks, 10).numpy()[:, [1, 2, 11]]
@@ -201,7 +202,7 @@ def test_image_samples_show_each_class_and_what_the_test_counts():
     data = ImageGenerator(images, np.arange(120).reshape(30, 4), 20, 1, 1, meta_batch_size=1)
     model = MAML(FullyConnected(784, 20, (8,)), measure=accuracy, update_lr=0.4, loss_func=training.mse)
     model.weights['w1'].assign(np.random.default_rng(0).normal(size=[784, 8]))
-    samples = training.image_samples(model, data, config, classes=20)
+    samples = evaluation.image_samples(model, data, config, classes=20)
     np.testing.assert_array_equal(samples['support'], samples['query'])
     assert samples['support'].shape == (20, 28, 28, 1) and samples['steps'] == 5
     hits = np.mean(samples['predicted'] == np.arange(20))

@@ -14,6 +14,7 @@ import tensorflow as tf
 from program import MAIN, command, full_disk, run, run_here, start
 
 import checkpoint
+import evaluation
 import experiments
 import figures
 import main
@@ -58,16 +59,16 @@ def test_outputs_that_are_not_finite_have_no_accuracy():
 @pytest.mark.parametrize('measure', ['accuracy', 'mean squared error'])
 def test_diverging_tasks_are_told_apart(measure, capsys):
     results = np.float32([[0.2, 0.2, 0.5], [0.2, 0.2, np.nan], [0.2, 0.2, 1.0]])
-    summary = training.summarise(results)
+    summary = evaluation.summarise(results)
     assert summary['diverging_tasks'] == 1 and summary['mean_of_the_others'][2] == 0.75 and np.isnan(summary['mean'][2])
-    training.print_summary(summary, measure, {1: None})
+    evaluation.print_summary(summary, measure, {1: None})
     mean = '75' if measure == 'accuracy' else '0.75'
     assert (
         f'1 of the tasks diverge ({"outputs" if measure == "accuracy" else measure}' in capsys.readouterr().out[-120:]
     )
-    training.print_summary(summary, measure, {5: None})  # not among these steps: the last
+    evaluation.print_summary(summary, measure, {5: None})  # not among these steps: the last
     assert f'after 1 steps: {mean}\n' in capsys.readouterr().out
-    none = training.summarise(np.full([2, 3], np.nan, np.float32))
+    none = evaluation.summarise(np.full([2, 3], np.nan, np.float32))
     assert none['diverging_tasks'] == 2 and np.isnan(none['mean_of_the_others']).all()
 
 
@@ -305,7 +306,7 @@ def test_settings_come_after_errors_and_only_those_in_use(tmp_path, capsys):
 
 def test_the_table_fits_a_terminal(capsys):
     results = np.random.default_rng(0).random([600, 12])
-    training.print_summary(training.summarise(results), 'accuracy', {1: None, 10: 63.11})
+    evaluation.print_summary(evaluation.summarise(results), 'accuracy', {1: None, 10: 63.11})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 and [n for n, line in enumerate(lines) if '<- ' in line] == [3, 12]
     assert lines[3].endswith('<- the paper') and lines[12].endswith('<- paper 63.11')

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 import checkpoint
 import data_generator
+import evaluation
 import experiments
 import figures
 import images as images_module
@@ -240,7 +241,7 @@ def test_a_picture_of_grey_images_is_not_inverted():
     """Omniglot's ink is 255, which is drawn black; in the user's own images 255 is white."""
     config, _ = main.read_flags(['--datasource=images', '--img_size=4', '--channels=1', '--num_classes=2'])
     data = data_generator.ImageGenerator(np.full([8, 16], 250, np.uint8), [range(4), range(4, 8)], 2, 1, 1, 1)
-    samples = training.image_samples(training.make_model(config, experiments.source_of(config), 1), data, config)
+    samples = evaluation.image_samples(training.make_model(config, experiments.source_of(config), 1), data, config)
     assert samples['support'].shape == (2, 4, 4, 3)
     axis = figures.Figure().subplots()
     figures.show(axis, samples['support'][0])

@@ -6,19 +6,19 @@ import json
 import numpy as np
 import pytest
 
+import evaluation
 import report
-import training
 
 
 def test_summary_of_a_test(tmp_path):
     """Population deviation, 1.96 deviations / root of the number of tasks, and the original's CSV columns."""
     results = np.array([[0.2, 0.2, 0.6, 1.0], [0.2, 0.0, 0.8, 1.0], [0.2, 0.4, 1.0, 0.4]], np.float32)
-    summary = training.summarise(results)
+    summary = evaluation.summarise(results)
     np.testing.assert_allclose(summary['mean'], [0.2, 0.2, 0.8, 0.8], rtol=1e-6)
     np.testing.assert_allclose(summary['std'], np.sqrt([0, 0.08 / 3, 0.08 / 3, 0.24 / 3]), atol=1e-6)
     np.testing.assert_allclose(summary['ci95'], 1.96 * summary['std'] / np.sqrt(3))
     assert summary['columns'][2:] == ['query, after 1 step', 'query, after 2 steps']
-    report.write(str(tmp_path / 'x'), training.csv_rows(summary), summary | {'settings': {'log': False}})
+    report.write(str(tmp_path / 'x'), evaluation.csv_rows(summary), summary | {'settings': {'log': False}})
     header, mean, _, _ = csv.reader((tmp_path / 'x.csv').open())
     assert header == ['update0', 'update1', 'update2']
     np.testing.assert_allclose(np.float64(mean), [0.2, 0.8, 0.8], rtol=1e-6)
@@ -27,12 +27,12 @@ def test_summary_of_a_test(tmp_path):
 def test_diverging_tasks_are_counted_and_set_apart(capsys):
     """A NaN or a huge loss of one task does not hide the others, nor does it break the JSON."""
     results = np.array([[3, 3, 1.0, 0.5], [3, 3, 0.5, np.nan], [3, 3, 2.0, 1e30], [3, 3, 0.8, 0.3]], np.float32)
-    summary = training.summarise(results)
+    summary = evaluation.summarise(results)
     assert summary['diverging_tasks'] == 2
     np.testing.assert_allclose(summary['mean_of_the_others'][2:], [0.9, 0.4], rtol=1e-6)
     assert 0.5 < summary['median'][3] <= 1e30  # NaN counts as infinite
     assert json.loads(json.dumps(report.plain(summary), allow_nan=False))['mean'][3] is None
-    training.print_summary(summary, 'mean squared error', dict.fromkeys([1, 2, 10]))
+    evaluation.print_summary(summary, 'mean squared error', dict.fromkeys([1, 2, 10]))
     assert '2 of the tasks diverge' in capsys.readouterr().out
 
 
