@@ -4,6 +4,7 @@
     python benchmark.py --only=omniglot_5way_1shot          one
     python benchmark.py --out=mine.json                     keep the numbers
     python benchmark.py --compare=theirs.json               beside those of an earlier run
+    python benchmark.py --peers                             beside the same meta-iterations in PyTorch (peers.py)
 
 Each row runs in a process of its own, through the same functions as main.py, with real tasks where the data is
 prepared and random images where it is not. "GEMM" is the rate of large matrix products, a product a core, measured
@@ -15,6 +16,7 @@ floating-point operations at that of GEMM. Nothing passes or fails.
 
 import argparse
 import collections
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -78,6 +80,11 @@ def timed(function, *arguments):
     return result, time.perf_counter() - start
 
 
+def memory_gb():
+    """Return the most memory that this process has had so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
 def gemm_timer(threads):
     """Return a function that measures GFLOP/s of float32 matrix products of size 1,024, one on each of the threads."""
     import tensorflow as tf
@@ -138,8 +145,9 @@ def measure(name, stop_grad, options, began):
             rates.append(gemm())
     if source.img_size:
         generator.images.max()  # a long run comes to read all of the file that is mapped
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = memory_gb()
     draws = [timed(generator.draw_block, number)[1] for number in range(20)]
+    peers = in_turns(model, generator.draw_block(0), threads, options.seconds) if options.peers else {}
     rate, flops, seconds = statistics.median(rates), step_flops(config, model.network), statistics.median(times)
     ms = 1000 * seconds / source.block
     return {
@@ -155,12 +163,42 @@ def measure(name, stop_grad, options, began):
         'gflops': flops / ms / 1e6,
         'gemm_gflops': rate,
         'step_over_gemm': ms / (flops / rate / 1e6),
-        'memory_gb': memory / 1e6,
+        'memory_gb': memory,
         'tracing_s': tracing,
         'first_step_s': first_step,
         'waiting': statistics.median(waits) / seconds,
         'drawing': statistics.median(draws) / seconds,
         'hours_60000': ms * 60000 / 3.6e6,
+        **peers,
+    }
+
+
+def in_turns(model, block, threads, seconds):
+    """Time our meta-iteration and those of the PyTorch peers by turns, three times or more: for so many seconds in all.
+
+    Returns the medians over turns of the peers' milliseconds, and of their ratios to ours. Raises RuntimeError where a
+    peer does not compute what ours does.
+    """
+    import tensorflow as tf
+
+    import peers
+
+    tasks, iterations = [part[0] for part in block], len(block[0])
+    ours = np.concatenate([g.numpy().ravel() for g in tf.function(model.meta_gradient)(tasks)[0].values()])
+    ways = {way: peers.Peer(model, way, threads) for way in ('loop', 'vmap')}
+    for way, peer in ways.items():
+        theirs = np.concatenate([gradient.ravel() for gradient in peer.step(tasks).values()])
+        if np.linalg.norm(theirs - ours) > 1e-3 * np.linalg.norm(ours):
+            raise RuntimeError(f'peers.py, {way}: another meta-gradient than ours')
+    turns = []
+    while len(turns) < 3 or sum(map(sum, turns)) < 1000 * seconds:
+        turn = [timed(model.train_block, block, 0, iterations)[1] / iterations]
+        turn += [timed(peer.step, tasks)[1] for peer in ways.values()]
+        turns.append([1000 * duration for duration in turn])
+    ratios = [[theirs / ours for theirs in others] for ours, *others in turns]
+    return {
+        **{f'{way}_ms': statistics.median(turn[1 + k] for turn in turns) for k, way in enumerate(ways)},
+        **{f'{way}_over_ours': statistics.median(ratio[k] for ratio in ratios) for k, way in enumerate(ways)},
     }
 
 
@@ -213,7 +251,8 @@ def measure_iteration(config, threads, repeats=3):
 
     Returns a dict: `seconds`, of it `sampling` (physics and policy), `gradient`, `conjugate_gradients` and
     `line_search` (with the loss before the step); `env_steps`; and `gflop`, as counted: 12 forward passes for a
-    gradient through the inner step, 4 for a loss through it, 3 for the inner step, 2 for each sample.
+    gradient through the inner step, two of them or 16 passes for a product with the KL's Hessian, 4 for a loss through
+    the inner step, 3 for that, 2 for each sample.
     """
     from rl.maml_trpo import meta_iteration
     from rl.training import make_model, make_sampler, train_tasks
@@ -231,7 +270,8 @@ def measure_iteration(config, threads, repeats=3):
         return run
 
     model.loss_gradient = clocked(model.loss_gradient, 'gradient')
-    model.kl_gradient = clocked(model.kl_gradient, 'conjugate_gradients')
+    kl_hessian = model.kl_hessian
+    model.kl_hessian = lambda *at: clocked(clocked(kl_hessian, 'kept')(*at), 'conjugate_gradients')
     model.loss_and_kl = clocked(model.loss_and_kl, 'line_search')
     sampler.collect = clocked(sampler.collect, 'sampling')
     for number in range(1 + repeats):  # the first compiles
@@ -239,10 +279,11 @@ def measure_iteration(config, threads, repeats=3):
         sampler.restart(train_tasks(config, number), (config.seed, number))
         iteration = meta_iteration(model, sampler)
         model.theta = iteration.theta
+        passes = 12 + (16 if config.hvp == 'exact' else 24) * len(spent['conjugate_gradients'])
+        passes += 4 * len(spent['line_search']) + 3 + 2 * 2
+        spent['conjugate_gradients'] += spent.pop('kept')
         seconds = {part: sum(calls) for part, calls in spent.items()}
-        gradients, losses = len(spent['gradient'] + spent['conjugate_gradients']), len(spent['line_search'])
-        # Half of the time steps are of each of the two samplings.
-        gflop = (12 * gradients + 4 * losses + 3 + 2 * 2) * iteration.env_steps / 2 * flops / 1e9
+        gflop = passes * iteration.env_steps / 2 * flops / 1e9  # half of the time steps are of each of two samplings
         rows.append({'seconds': iteration.seconds, **seconds, 'env_steps': iteration.env_steps, 'gflop': gflop})
     return {name: float(np.median([row[name] for row in rows[1:]])) for name in rows[-1]}
 
@@ -254,10 +295,13 @@ def measure_rl(name, options):
     rates = [gemm() for _ in range(10)]
     row = {'experiment': name, 'threads': threads, **measure_rates(name, threads=threads)}
     row |= measure_iteration(settings({'datasource': name}), threads)
+    row['memory_gb'] = memory_gb()
+    exact = measure_iteration(settings({'datasource': name, 'hvp': 'exact'}), threads)
+    row |= {f'exact_{part}': exact[part] for part in ('seconds', 'conjugate_gradients')}
+    row['exact_memory_gb'] = memory_gb()
     row['gemm_gflops'] = statistics.median(rates + [gemm() for _ in range(10)])
     row['limit_s'] = row['env_steps'] / row['raw'] + row['gflop'] / row['gemm_gflops']
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**row, 'over_limit': row['seconds'] / row['limit_s'], 'memory_gb': memory / 1e6}
+    return {**row, 'over_limit': row['seconds'] / row['limit_s']}
 
 
 def in_a_process(function, *arguments):
@@ -276,19 +320,23 @@ def supervised_line(row, earlier):
         '{first_step_s:7.1f} s{drawing:8.1%}{waiting:8.1%}{hours_60000:6.1f} h'
     ).format(label=label, **row)
     line += f'{row["over_second_order"]:9.2f}x' if row['first_order'] else ' ' * 10
+    if 'loop_ms' in row:
+        line += '{loop_ms:11.1f} {loop_over_ours:6.2f}x{vmap_ms:11.1f} {vmap_over_ours:6.2f}x'.format(**row)
     return line + (f'{earlier:10.2f}' if earlier else '')
 
 
 def rl_lines(row, earlier):
-    """Return the two lines of a family of tasks; earlier: the seconds of an iteration of an earlier run, or None."""
+    """Return the three lines of a family of tasks; earlier: the seconds of an iteration of an earlier run, or None."""
     lines = (
         '{experiment}: sampler {sampler:,.0f} time steps a second, {over_raw:.2f} x mujoco.batch ({raw:,.0f}), '
         '{over_sync_vector:.1f} x SyncVectorEnv ({sync_vector:,.0f})\n'
         '  meta-iteration {seconds:.2f} s: sampling {sampling:.2f}, gradient {gradient:.2f}, conjugate gradients '
         '{conjugate_gradients:.2f}, line search {line_search:.2f}; limit {limit_s:.2f} s ({env_steps:,.0f} steps, '
-        '{gflop:,.0f} GFLOP at {gemm_gflops:.0f}/s), {over_limit:.2f} x; {memory_gb:.2f} GB'
+        '{gflop:,.0f} GFLOP at {gemm_gflops:.0f}/s), {over_limit:.2f} x; {memory_gb:.2f} GB\n'
+        '  with --hvp=exact {exact_seconds:.2f} s: conjugate gradients {exact_conjugate_gradients:.2f}; '
+        '{exact_memory_gb:.2f} GB'
     ).format(over_raw=row['sampler'] / row['raw'], over_sync_vector=row['sampler'] / row['sync_vector'], **row)
-    return lines + (f'; earlier {earlier:.2f} s' if earlier else '')
+    return lines + (f'; the first, earlier: {earlier:.2f} s' if earlier else '')
 
 
 def read_times(path):
@@ -310,6 +358,7 @@ def main():
     parser.add_argument('--threads', type=int, help='cores to use; default: all')
     parser.add_argument('--meta_batch_size', type=int, help="tasks of a supervised step; default: the paper's")
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
+    parser.add_argument('--peers', action='store_true', help='time PyTorch too; supervised rows')
     parser.add_argument('--out', help='write the rows to this JSON file')
     parser.add_argument('--compare', help='JSON file of an earlier run to stand beside')
     with runtime.in_one_line():
@@ -321,12 +370,17 @@ def run(options):
     earlier = read_times(options.compare) if options.compare else {}
     if options.data_dir and not os.path.isdir(options.data_dir):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
+    if options.peers and options.only in RL:
+        raise runtime.UserError(f'--peers is for supervised learning, and --only={options.only} is not: drop one')
+    if options.peers and not importlib.util.find_spec('torch'):
+        raise runtime.UserError('--peers needs PyTorch: python -m pip install torch')
     if options.out and not os.access(os.path.dirname(options.out) or '.', os.W_OK):
         raise runtime.UserError(f'--out={options.out} is in no folder that can be written to: name another')
     names, rows = [options.only] if options.only else [*EXPERIMENTS, *RL], []
     if names[0] in EXPERIMENTS:
         header = 'ms      min    n  GFLOP/s  GEMM step/GEMM    GB 1st step drawing waiting  60,000 1st order'
-        print(' ' * 36 + header + ('   earlier' if earlier else ''))
+        peers = '  PyTorch loop    ours   vmap        ours' if options.peers else ''
+        print(' ' * 36 + header + peers + ('   earlier' if earlier else ''))
     for name in names:
         for first_order in [None] if name in RL else [False, True]:
             began, before = time.time(), earlier.get((name, first_order))

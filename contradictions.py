@@ -163,6 +163,7 @@ CONTRADICTIONS = {
             '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
             '--num_updates={num_updates}',
         ),
+        (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
         (lambda c: c.baseline != 'random' and c.random_policies, '--random_policies is for --baseline=random: drop it'),
         (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
         (lambda c: c.video and c.train, '--video is made by a test: add --train=False'),

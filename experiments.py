@@ -128,7 +128,7 @@ PAPER = [
     ({'rl': True}, dict(metatrain_iterations=500), 'A.2 (released: 800)'),
     (
         {'rl': True},
-        dict(meta_step_size=0.01, kl_constrain_step=-1, sampling_workers=8),
+        dict(meta_step_size=0.01, kl_constrain_step=-1, hvp='finite_difference', sampling_workers=8),
         'maml_rl: cluster_maml_trpo_*.py',
     ),
     (
@@ -331,6 +331,7 @@ def rl_run_name(config):
             f'_flr{config.update_lr}_mlr{config.meta_step_size}' if use_maml else f'_mlr{config.meta_step_size}',
             f'_step{config.num_updates}' if config.num_updates > 1 else '',
             f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
+            '_exacthvp' if config.hvp == 'exact' else '',
             '_stopgrad' if config.stop_grad else '',
             f'_{config.baseline}' if config.baseline else '',
             '_learnlr' if config.learn_update_lr else '',

@@ -72,6 +72,12 @@ integer(
     None,
     'whose KL divergence that is: of the adapted policy (-1), or of the policy before inner update k = 0, 1, …',
 )
+enum(
+    'hvp',
+    None,
+    ['finite_difference', 'exact'],
+    'how TRPO multiplies vectors by the Hessian of that KL divergence: exact is beyond the original, and faster.',
+)
 integer(
     'update_batch_size',
     None,
@@ -163,7 +169,7 @@ SUPERVISED_ONLY = {
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video', 'random_policies'),
+    *('test_update_lr', 'video', 'random_policies', 'hvp'),
 }
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import tensorflow as tf
 
 from rl.advantages import explained_variance
+from rl.hessian import KlHessian
 from rl.policy import entropy, flatten, gaussian, kl, unflatten
 from rl.reinforce import adapt, for_all_tasks, inner_step, map_tasks
 from rl.samples import Samples, collect
-from rl.trpo import TrustRegion, trpo_step
+from rl.trpo import TrustRegion, finite_difference_product, trpo_step
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class MetaSettings:
     learn_update_lr: bool = False  # a step size per adapted weight tensor and inner step, part of theta
     stop_grad: bool = False  # take the inner gradient for a constant
     kl_constrain_step: int = -1  # whose KL is limited: the post-update policy, or that before inner step k
+    hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
     trust_region: TrustRegion = field(default_factory=TrustRegion)
 
 
@@ -103,7 +105,7 @@ class MamlTrpo:
     inside the mapped function: memory does not grow with the tasks. Each function is compiled once, for any
     number of tasks and rows.
 
-    Raises ValueError for a `kl_constrain_step` that names no policy.
+    Raises ValueError for a `kl_constrain_step` that names no policy, and what KlHessian raises.
     """
 
     def __init__(self, policy, settings=MetaSettings(), seed=0, threads=2):
@@ -117,10 +119,11 @@ class MamlTrpo:
         self._loss_and_kl = tf.function(self._mean_loss_and_kl, input_signature=signature)
         self._loss_gradient = tf.function(self._mean_loss_gradient, input_signature=signature)
         self._kl_gradient = tf.function(self._mean_kl_gradient, input_signature=signature)
+        self._kl_hessian = KlHessian(self) if settings.hvp == 'exact' else None
 
     def init(self, seed):
         """Return fresh `weights` as float32 arrays."""
-        return self.policy.init(seed) | ({'alpha': self._alpha({})} if self.settings.learn_update_lr else {})
+        return self.policy.init(seed) | ({'alpha': self.alpha({})} if self.settings.learn_update_lr else {})
 
     @property
     def theta(self):
@@ -138,7 +141,7 @@ class MamlTrpo:
 
     def step_sizes(self):
         """Return alpha of each inner step and adapted weight tensor, as an array [num_updates, tensors]."""
-        return tf.convert_to_tensor(self._alpha(self.weights)).numpy()
+        return tf.convert_to_tensor(self.alpha(self.weights)).numpy()
 
     def loss_and_kl(self, theta, steps):
         """Return the surrogate loss (mean over tasks of mean over time steps) and mean KL (over all time steps)."""
@@ -152,26 +155,33 @@ class MamlTrpo:
         """Return the gradient of the mean KL at theta, through the inner steps unless stop_grad."""
         return self._kl_gradient(theta, tuple(steps)).numpy()
 
+    def kl_hessian(self, theta, steps):
+        """Return the function v -> H v of flat vectors, H the Hessian of the mean KL at the theta that drew `steps`."""
+        if self._kl_hessian:
+            return self._kl_hessian.at(theta, steps)
+        return lambda v: finite_difference_product(lambda t: self.kl_gradient(t, steps), theta, v)
+
     def step(self, theta, steps):
         """Do the outer step from theta; returns a TrpoStep with the new theta and all that was computed on the way."""
         return trpo_step(
             lambda t: self.loss_and_kl(t, steps),
             lambda t: self.loss_gradient(t, steps),
-            lambda t: self.kl_gradient(t, steps),
+            self.kl_hessian(theta, steps),
             theta,
             self.settings.trust_region,
+            linear=self.settings.hvp == 'exact',
         )
 
     # What a single task contributes. `steps` holds that task's samples only, and theta is a dictionary.
 
-    def _alpha(self, theta):
+    def alpha(self, theta):
         """Return the learned step sizes where theta has them, else update_lr: [num_updates, adapted tensors]."""
         shape = self.settings.num_updates, len(self.policy.adapted)
         return theta['alpha'] if 'alpha' in theta else np.full(shape, self.settings.update_lr, np.float32)
 
-    def _policies(self, theta, steps):
+    def policies(self, theta, steps):
         """Return [phi_0 = theta, phi_1, ...]: the task's policy before each inner step and after the last one."""
-        phis, alpha = [theta], self._alpha(theta)
+        phis, alpha = [theta], self.alpha(theta)
         for j in range(self.settings.num_updates):
             phis.append(inner_step(self.policy, phis[j], steps[j], alpha[j], self.settings.stop_grad))
         return phis
@@ -194,7 +204,7 @@ class MamlTrpo:
     def _mean_loss_and_kl(self, theta, steps):
         def one_task(i):
             task = [samples.of_task(i) for samples in steps]
-            phis = self._policies(unflatten(theta, self.shapes), task)
+            phis = self.policies(unflatten(theta, self.shapes), task)
             return self._task_loss(phis, task), self._task_kl(phis, task)
 
         losses, kls = map_tasks(one_task, steps[0], (tf.float32, tf.float32), self.threads)
@@ -211,7 +221,7 @@ class MamlTrpo:
             with tf.GradientTape() as tape:
                 tape.watch(theta)
                 task = [samples.of_task(i) for samples in steps]
-                value = objective(self._policies(unflatten(theta, self.shapes), task), task)
+                value = objective(self.policies(unflatten(theta, self.shapes), task), task)
             return tape.gradient(value, theta)
 
         return map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape, tf.float32), self.threads)

@@ -70,8 +70,11 @@ class GaussianPolicy:
     def mean_and_log_std(self, weights, observations):
         """Return the action distribution's parameters: mean [..., rows, act_dim] and log std [..., act_dim]."""
         nonlinearity, _ = NONLINEARITIES[self.nonlinearity]
-        mean = self._mlp(weights, observations, nonlinearity)
-        return mean, tf.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
+        return self._mlp(weights, observations, nonlinearity), self.log_std(weights)
+
+    def log_std(self, weights):
+        """Return the log standard deviation of the actions, [..., act_dim]."""
+        return tf.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
 
     def act(self, weights, observations, noise):
         """Return actions of all tasks' policies, mean + std * noise, in NumPy alone: the sampler's path.
@@ -125,6 +128,11 @@ def entropy(log_std):
 def flatten(weights):
     """Return the weights (without a tasks axis) one after the other, row-major, as a float32 vector."""
     return np.concatenate([np.ravel(w) for w in weights.values()]).astype(np.float32)
+
+
+def flat_tensor(weights):
+    """Return the same as a tensor of tensors."""
+    return tf.concat([tf.reshape(w, [-1]) for w in weights.values()], axis=0)
 
 
 def unflatten(flat, shapes):

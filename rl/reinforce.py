@@ -29,15 +29,20 @@ def inner_step(policy, phi, samples, alpha, stop_grad=False):
     stop_grad: take the gradient for a constant, as the first-order variant does. Returns a new dictionary.
     Source: maml_rl: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
     """
+    gradients = policy_gradient(policy, phi, samples)
+    if stop_grad:
+        gradients = {name: tf.stop_gradient(g) for name, g in gradients.items()}
+    alphas = tf.unstack(tf.broadcast_to(alpha, [len(gradients)]))
+    return {**phi, **{name: phi[name] - a * gradients[name] for name, a in zip(gradients, alphas)}}
+
+
+def policy_gradient(policy, phi, samples):
+    """Return the gradient of `surrogate_loss` by the weights in `policy.adapted`: a dictionary."""
     adapted = {name: tf.convert_to_tensor(phi[name]) for name in policy.adapted}
     with tf.GradientTape() as tape:
         tape.watch(adapted)
         loss = surrogate_loss(policy, {**phi, **adapted}, samples)
-    gradients = tape.gradient(loss, adapted)
-    if stop_grad:
-        gradients = {name: tf.stop_gradient(g) for name, g in gradients.items()}
-    alphas = tf.unstack(tf.broadcast_to(alpha, [len(adapted)]))
-    return {**phi, **{name: adapted[name] - a * gradients[name] for name, a in zip(adapted, alphas)}}
+    return tape.gradient(loss, adapted)
 
 
 def adapt(policy, phi, samples, alpha, threads=2):

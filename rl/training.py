@@ -71,6 +71,7 @@ def make_model(config, threads):
         learn_update_lr=config.learn_update_lr,
         stop_grad=config.stop_grad,
         kl_constrain_step=config.kl_constrain_step,
+        hvp=config.hvp,
         trust_region=TrustRegion(max_kl=config.meta_step_size),
     )
     return MamlTrpo(policy, settings, config.seed, threads)

@@ -1,6 +1,6 @@
 """Trust region policy optimisation of any loss under any KL, both functions of a flat float32 vector.
 
-Conjugate gradients on finite-difference Hessian-vector products, then a back-tracking line search
+Conjugate gradients on Hessian-vector products, by finite differences in the original, then a back-tracking line search
 (Schulman et al. 2015, with the choices of maml_rl: conjugate_gradient_optimizer.py). Nothing here knows of policies.
 """
 
@@ -37,20 +37,22 @@ class TrpoStep:
     trials: list  # (loss, kl) at theta - beta * backtrack_ratio^k * direction, k = 0, 1, ...
 
 
-def trpo_step(loss_and_kl, loss_gradient, kl_gradient, theta, settings=TrustRegion()):
+def trpo_step(loss_and_kl, loss_gradient, kl_hessian_product, theta, settings=TrustRegion(), linear=False):
     """Do one TRPO step from theta (float32 vector); returns a TrpoStep.
 
-    loss_and_kl(theta) -> two numbers; loss_gradient(theta), kl_gradient(theta) -> vectors like theta.
+    loss_and_kl(theta) -> two numbers; loss_gradient(theta) -> a vector like theta; kl_hessian_product(v) -> H v, of the
+    KL's Hessian at theta; linear: it is a product with a matrix, as a finite difference is not.
     Source: maml_rl: conjugate_gradient_optimizer.py:237-302.
     """
 
     def hessian_product(v):
-        return finite_difference_product(kl_gradient, theta, v) + settings.damping * v
+        return kl_hessian_product(v) + settings.damping * v
 
     loss_before, kl_before = loss_and_kl(theta)
     gradient = loss_gradient(theta)
-    direction = conjugate_gradients(hessian_product, gradient, settings.cg_iterations, settings.cg_tolerance)
-    beta = initial_step_size(direction, hessian_product(direction), settings.max_kl)
+    direction, residual = conjugate_gradients(hessian_product, gradient, settings.cg_iterations, settings.cg_tolerance)
+    hessian_direction = gradient - residual if linear else hessian_product(direction)
+    beta = initial_step_size(direction, hessian_direction, settings.max_kl)
     found, trials = line_search(loss_and_kl, theta, beta * direction, loss_before, settings)
     before, accepted = (loss_before, kl_before), found is not None
     new, after = (found, trials[-1]) if accepted else (theta, before)
@@ -72,7 +74,7 @@ def finite_difference_product(gradient, theta, v):
 def conjugate_gradients(product, b, iterations=10, tolerance=1e-10):
     """Solve A x = b in at most `iterations`, where product(p) = A p; ends when |b - A x|^2 < tolerance.
 
-    Vectors like b, in its precision.
+    Returns x and the residual b - A x, vectors like b, in its precision.
     Source: maml_rl: rllab/misc/krylov.py, cg.
     """
     x, r, p = np.zeros_like(b), b.copy(), b.copy()
@@ -86,7 +88,7 @@ def conjugate_gradients(product, b, iterations=10, tolerance=1e-10):
         p = r + (rr / last_rr) * p
         if rr < tolerance:
             break
-    return x
+    return x, r
 
 
 def initial_step_size(direction, hessian_direction, max_kl):

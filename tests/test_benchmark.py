@@ -68,3 +68,7 @@ def test_parts_of_a_meta_iteration():
     # 23 gradients through the inner step, one loss before the step and at least one after it
     forward = 2 * (20 * 100 + 100 * 100 + 100 * 6)
     assert parts['gflop'] * 1e9 >= 2 * 200 * forward * (12 * 23 + 4 * 2 + 3 + 4) * 0.999
+    config.hvp = 'exact'  # ten products, and a gradient
+    exact = benchmark.measure_iteration(config, threads=2, repeats=1)
+    assert exact['gflop'] * 1e9 >= 2 * 200 * forward * (12 + 16 * 10 + 4 * 2 + 3 + 4) * 0.999
+    assert exact['gflop'] < parts['gflop']

@@ -216,6 +216,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('baseline=random test_iter=1 train=False', 'baseline=random train=False'),
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
                 ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
+                ('hvp=exact baseline=context', 'baseline=context'),
                 ('kl_constrain_step=2', 'kl_constrain_step=2 num_updates=2'),
                 ('video=a.mp4 train=False', 'video=a.gif train=False'),
                 ('video=a.gif', 'video=a.gif train=False'),

@@ -146,6 +146,9 @@ def test_padded_rows_do_not_matter():
         dirty.append(Samples(*fields[:3], (~padding).astype(np.float32), fields[3], samples.log_std))
     for function in (maml.loss_and_kl, maml.loss_gradient, maml.kl_gradient):
         np.testing.assert_allclose(function(theta, dirty), function(theta, steps), rtol=1e-6, atol=1e-7)
+    exact, v = meta_problem(num_updates=2, hvp='exact')[0].kl_hessian, rng.standard_normal(theta.shape)
+    products = [exact(theta, samples)(v.astype(np.float32)) for samples in (dirty, steps)]
+    assert relative_error(*products) < 1e-5
     phi = for_all_tasks(unflatten(theta, maml.shapes), 3)
     for name, weight in adapt(POLICY, phi, dirty[0], 0.3).items():
         np.testing.assert_allclose(weight, adapt(POLICY, phi, steps[0], 0.3)[name], rtol=1e-6, atol=1e-7)
@@ -222,11 +225,37 @@ def test_exact_hessian_is_another_algorithm():
     assert relative_error(product(0.05) + 1e-5 * v, exact) < 0.02  # a small step would approach it
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'num_updates': 1},
+        {'num_updates': 1, 'policy': dataclasses.replace(POLICY, nonlinearity='relu', hidden_sizes=(7, 5, 6))},
+        {'num_updates': 2, 'learn_update_lr': True},
+        {'num_updates': 2, 'learn_update_lr': True, 'stop_grad': True},
+        {'num_updates': 2, 'learn_update_lr': True, 'kl_constrain_step': 1},
+        {'num_updates': 0},
+    ],
+    ids=['one', 'relu', 'learned_alpha', 'first_order', 'constrained_before_the_last', 'none'],
+)
+def test_exact_hessian_products(settings):
+    """Against autodiff through the KL's gradient, whose terms with the gradient of the KL vanish, as it is 0."""
+    maml, theta, steps = meta_problem(moved=0.0, hvp='exact', **settings)
+    steps = steps[: maml.settings.num_updates + 1]
+    product, rng = maml.kl_hessian(theta, steps), np.random.default_rng(3)
+    for _ in range(2):  # the second takes what was kept
+        v = rng.standard_normal(theta.shape).astype(np.float32)
+        variable = tf.constant(theta)
+        with tf.GradientTape() as tape:
+            tape.watch(variable)
+            gradient = maml._kl_gradient(variable, tuple(steps))
+        assert relative_error(product(v), tape.gradient(gradient, variable, output_gradients=v)) < 1e-5
+
+
 def plain_kl(case, theta):
     """Mean KL of a golden case without map_fn, so that it can be differentiated twice from outside."""
     tasks = [[samples.of_task(i) for samples in case.steps] for i in range(3)]
     weights = unflatten(theta, case.maml.shapes)
-    total = tf.add_n([case.maml._task_kl(case.maml._policies(weights, task), task) for task in tasks])
+    total = tf.add_n([case.maml._task_kl(case.maml.policies(weights, task), task) for task in tasks])
     return total / tf.reduce_sum(case.steps[-1].valid)
 
 
@@ -242,7 +271,7 @@ def quadratic_step(loss_scale=1.0, damping=1e-5):
         d = theta - START
         return loss_scale * float(SLOPE @ d), float(d @ MATRIX @ d) / 2
 
-    return trpo_step(loss_and_kl, lambda t: SLOPE, lambda t: MATRIX @ (t - START), START, TrustRegion(damping=damping))
+    return trpo_step(loss_and_kl, lambda t: SLOPE, lambda v: MATRIX @ v, START, TrustRegion(damping=damping))
 
 
 def test_trpo_on_a_quadratic():
@@ -253,6 +282,20 @@ def test_trpo_on_a_quadratic():
     np.testing.assert_allclose(step.theta, START - step.step_size * step.direction * 0.8 ** (len(step.trials) - 1))
     damped = quadratic_step(damping=1.0)
     np.testing.assert_allclose(damped.direction, np.linalg.solve(MATRIX + np.eye(3), SLOPE), rtol=1e-4)
+
+
+@pytest.mark.parametrize('linear, products', [(False, 3), (True, 2)])
+def test_trpo_with_a_linear_product_spares_the_last(linear, products):
+    """H times the direction follows from the residual of the conjugate gradients."""
+    calls, settings = [], TrustRegion(cg_iterations=2, damping=0.1)  # two of three: a residual is left
+
+    def product(v):
+        calls.append(v)
+        return MATRIX @ v
+
+    step = trpo_step(lambda theta: (0.0, 0.0), lambda theta: SLOPE, product, START, settings, linear)
+    curvature = step.direction @ (MATRIX + 0.1 * np.eye(3)) @ step.direction
+    assert len(calls) == products and step.step_size == pytest.approx(np.sqrt(0.02 / curvature), rel=1e-5)
 
 
 def test_trpo_rejects_a_step_that_does_not_help():
