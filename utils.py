@@ -154,6 +154,31 @@ def patch_pixels(examples, height, width, size):
     return np.lib.stride_tricks.sliding_window_view(pixels, (size, size), (1, 2))[:, ::2, ::2].reshape(-1)
 
 
+def max_pool2d(x):
+    """Return the 2x2 max-pool of `x` [examples, height, width, channels], without an odd last row or column.
+
+    The gradient puts d where each maximum is. Its own gradient, which reads u there, is a product and an average
+    pool here: TensorFlow's kernel for it is slow (docs/performance.md). Can be differentiated twice, not more.
+    """
+    windows = dict(ksize=[1, 2, 2, 1], strides=[1, 2, 2, 1], padding='VALID')
+    fixed = tf.stop_gradient(x)
+
+    @tf.custom_gradient
+    def pool(x):
+        y = tf.raw_ops.MaxPool(input=x, **windows)
+
+        def put(d):
+            return tf.raw_ops.MaxPoolGrad(orig_input=fixed, orig_output=y, grad=d, **windows)
+
+        @tf.custom_gradient
+        def gradient(d):
+            return put(d), lambda u: 4 * tf.nn.avg_pool2d(u * put(tf.ones_like(y)), 2, 2, 'VALID')
+
+        return y, gradient
+
+    return pool(x)
+
+
 def conv_block(x, weights, layer, norm, max_pool):
     """3x3 convolution, bias, norm, ReLU, and either stride 2 or a 2x2 max-pool (maml: utils.py:25-38).
 
@@ -162,7 +187,7 @@ def conv_block(x, weights, layer, norm, max_pool):
     x = add_bias(conv2d(x, weights[f'conv{layer}'], 1 if max_pool else 2), weights[f'b{layer}'], norm)
     x = normalize(x, weights, norm, layer - 1)
     if max_pool:  # before the ReLU: the two commute, gradients too, and the map is 4 x smaller
-        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
+        x = max_pool2d(x)
     return tf.nn.relu(x)
 
 
