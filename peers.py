@@ -1,8 +1,8 @@
 """MAML's meta-iteration as users of PyTorch write it, for `benchmark.py --peers`; needs torch.
 
 `loop`: a task at a time through autograd, create_graph for the second derivatives; `vmap`: torch.func over all tasks at
-once. Each computes what a MAML model of maml.py computes, from its weights, on the same tasks: benchmark.py compares
-the meta-gradients before it takes a time, tests/test_peers.py holds them to the conformance vectors.
+once. Each computes what a MAML model of maml.py computes, from its weights, on the same tasks: where torch is installed
+tests/test_peers.py holds them to the conformance vectors.
 """
 
 import functools
