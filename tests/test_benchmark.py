@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from program import MAIN
@@ -45,6 +46,22 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
         assert row['step_over_gemm'] == pytest.approx(row['ms'] / 1e3 * row['gemm_gflops'] / row['gflop'])
     again = run(*flags, f'--compare={tmp_path}/a.json')
     assert f'{rows[0]["ms"]:10.2f}' in again and 'earlier' in again
+
+
+@pytest.mark.parametrize(
+    'flags, words',
+    [
+        (['--only=cheetah_vel'], ['--peers', 'supervised', '--only=cheetah_vel']),
+        pytest.param(
+            [], ['--peers', 'pip install torch'], marks=pytest.mark.skipif(find_spec('torch'), reason='torch is here')
+        ),
+    ],
+)
+def test_peers_that_cannot_be_timed_are_refused_in_one_line(flags, words):
+    command = [sys.executable, str(MAIN.with_name('benchmark.py')), '--peers', *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and not result.stdout and len(result.stderr.splitlines()) == 1
+    assert all(word in result.stderr for word in words)
 
 
 def test_ctrl_c_leaves_the_process_of_a_row_to_the_program():
