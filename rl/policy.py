@@ -131,7 +131,7 @@ def flatten(weights):
 
 
 def flat_tensor(weights):
-    """Return the same as a tensor of tensors."""
+    """Return what `flatten` does, of tensors: a tensor."""
     return tf.concat([tf.reshape(w, [-1]) for w in weights.values()], axis=0)
 
 
