@@ -31,7 +31,7 @@ LIMITS = [
         lambda values: len(values) == 3 and values[0] > 0 and min(values) >= 0,
         'shares of training, validation and test, as 0.6,0.2,0.2',
     ),
-    (['seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
+    (['seed', 'test_seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),
 ]
 
 

@@ -255,13 +255,13 @@ def settings_of(weights):
 
 
 def beyond_the_paper(config):
-    """Return what the name of a test's files says where it has other numbers of tasks or steps than the paper's."""
+    """Return what the name of a test's files says where its seed, tasks, steps or policies are not the paper's."""
     values = {**vars(config), 'rl': SOURCES[config.datasource].rl}
     numbers = {}
     for where, settings, _ in PAPER:
         if all(values.get(flag) == value for flag, value in where.items()):
             numbers.update(settings)
-    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'}
+    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies', 'test_seed': 'seed'}
     return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
 
 

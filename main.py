@@ -147,6 +147,7 @@ number('train_update_lr', -1, 'alpha of the training run, to test with another o
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'the same in a test.')
 number('test_update_lr', None, 'alpha in a test; updates beyond those of training take half of it.')
+integer('test_seed', None, 'seed of the tasks of a test and of the noise in it.')
 integer('random_policies', None, 'with --baseline=random: how many untrained policies the test is the mean of.')
 text('video', None, 'a .gif to write: a policy before and after adaptation (with --train=False).')
 integer('threads', None, 'cores to use; default: all.')
@@ -169,7 +170,7 @@ SUPERVISED_ONLY = {
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video', 'random_policies', 'hvp'),
+    *('test_update_lr', 'video', 'random_policies', 'hvp', 'test_seed'),
 }
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 import report
 from experiments import beyond_the_paper
 from rl.envs import FAMILIES
+from rl.envs.base import DirectionTask
 from rl.policy import flatten
 from rl.reinforce import adapt
 from rl.sampler import Sampler
@@ -93,6 +94,9 @@ def test(config, model, folder, tested, threads, paper):
     )
     report.print_checkpoint(tested)
     report.print_table(columns, numbers, {columns[step]: value for step, value in paper.items()})
+    directions = by_direction(config.datasource, tasks, returns)
+    for words, mean in directions.items():
+        print(f'{words}: ' + ', '.join(f'{value:.4g}' for value in mean))
 
     rows = [['', *[f'return {column}' for column in columns]]]
     rows += [[statistic, *values] for statistic, values in numbers.items()]
@@ -102,6 +106,7 @@ def test(config, model, folder, tested, threads, paper):
         **numbers,
         'per_policy' if policies > 1 else 'per_task': returns.T,  # [columns][policies or tasks]
         'tasks': tasks,
+        **({'by_direction': directions} if directions else {}),
         'step_sizes': alphas,
         'seconds': round(time.time() - start, 1),
         **tested,
@@ -111,6 +116,16 @@ def test(config, model, folder, tested, threads, paper):
         result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
     report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis
+
+
+def by_direction(datasource, tasks, returns):
+    """Return the mean columns of `returns` [tasks, columns] of each direction by its name; {} for other families."""
+    if not issubclass(FAMILIES[datasource].env, DirectionTask):
+        return {}
+    which = {FAMILIES[datasource].in_words(task): tasks == task for task in np.unique(tasks)}
+    return {
+        f'{words} ({mask.sum()} of {len(tasks)} tasks)': returns[mask].mean(axis=0) for words, mask in which.items()
+    }
 
 
 def test_name(config):

@@ -276,6 +276,20 @@ def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
         phi = adapt(model.policy, phi, samples, 0.5)
 
 
+def test_another_seed_of_a_test_has_other_tasks_and_a_name_of_its_own():
+    first, second = settings('cheetah_dir'), settings('cheetah_dir', test_seed=2)
+    assert (evaluation.test_tasks(first) != evaluation.test_tasks(second)).any()
+    assert evaluation.test_name(second) == evaluation.test_name(first) + '_seed2'
+    assert evaluation.test_name(settings('ant_dir', test_seed=2)) == evaluation.test_name(settings('ant_dir'))
+
+
+def test_returns_by_direction():
+    tasks, returns = np.array([1.0, -1.0, 1.0]), np.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
+    means = {words: mean.tolist() for words, mean in evaluation.by_direction('ant_dir', tasks, returns).items()}
+    assert means == {'runs backward (1 of 3 tasks)': [2.0, 20.0], 'runs forward (2 of 3 tasks)': [2.5, 25.0]}
+    assert evaluation.by_direction('ant_vel', tasks, returns) == {}
+
+
 def test_test_tasks_are_the_originals():
     np.random.seed(1)
     np.testing.assert_array_equal(evaluation.test_tasks(settings()), np.random.uniform(-0.5, 0.5, (40, 2)))
