@@ -1,9 +1,10 @@
 """What reproduce.py prints and writes of its targets: the list, and the tables of README.md and results/README.md."""
 
+import csv
 import math
 import statistics
 
-from targets import ROOT, TARGETS, Work, arguments
+from targets import ROOT, STUDY, TARGETS, Work, arguments
 
 BEGIN, END = '<!-- written by reproduce.py --table -->', '<!-- end of what reproduce.py wrote -->'
 
@@ -103,6 +104,48 @@ def readme_table(root):
     return lines
 
 
+def study_table(root):
+    """Return the lines of results/cheetah_dir/README.md: a row for each run of the study of directions."""
+    head = (
+        'flags',
+        'seed',
+        'iterations',
+        'hours',
+        'training, last 10',
+        '20 rollouts',
+        'backward, forward',
+        '100 rollouts',
+    )
+    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    for target in STUDY:
+        for seed in seeds(target, root):
+            work = Work(target, seed, root)
+            tests = [work.result(test) for test in range(len(target.tests))]
+            if not all(tests):
+                continue
+            few = tests[:-1]  # of three seeds
+            of_directions = zip(*([means[1] for means in test['by_direction'].values()] for test in few))
+            values = [test['mean'][1] for test in few]
+            row = [
+                f'`{" ".join(arguments(target.flags))}`',
+                seed,
+                iterations(tests[0]['iterations'], work.total),
+                f'{work.done()[1] / 3600:.1f}',
+                f'{statistics.mean(last_returns(work)):.0f}',
+                f'{statistics.mean(values):.0f} ({", ".join(f"{value:.0f}" for value in values)})',
+                ', '.join(f'{statistics.mean(direction):.0f}' for direction in of_directions),
+                f'{tests[-1]["mean"][1]:.0f} ± {tests[-1]["ci95"][1]:.0f}',
+            ]
+            lines.append(f'| {" | ".join(map(str, row))} |')
+    return lines
+
+
+def last_returns(work):
+    """Return the average returns after the inner step in the last ten iterations of a run."""
+    with open(work.folder / 'progress.csv') as file:
+        return [float(row['return_after']) for row in csv.DictReader(file)][-10:]
+
+
 def average(runs):
     """Return the values of a run, or the means over several seeds with 95 % intervals over these."""
     if len(runs) == 1:
@@ -131,6 +174,7 @@ def tables(root):
     for path, lines in (
         (ROOT / 'README.md', readme_table(root)),
         (ROOT / 'results' / 'README.md', results_table(root)),
+        (ROOT / 'results' / 'cheetah_dir' / 'README.md', study_table(root)),
     ):
         before, rest = path.read_text().split(BEGIN)
         after = rest.split(END)[1]

@@ -50,9 +50,9 @@ def image_target(experiment, method, paper, interval, hours, **flags):
     return Target(name, f'{experiment}/{method}', flags, tests, tuple(steps), (paper,), (interval,), hours)
 
 
-# These policies in results/ were trained and tested before the original's workers were ported (docs/fidelity.md, row 12
-# of reinforcement learning); all others are made as the paper's were.
-ONE_WORKER = {'sampling_workers': 1, 'test_sampling_workers': 1}
+# These policies in results/ were trained before the original's workers were ported (docs/fidelity.md, row 12 of
+# reinforcement learning), and the ant's random ones tested; all others are made as the paper's were.
+ONE_WORKER = {'sampling_workers': 1}
 MADE_BY_ONE = {f'cheetah_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'pretrain', 'oracle')}
 MADE_BY_ONE |= {f'ant_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'random')}
 
@@ -85,6 +85,31 @@ def rl_targets(figures):
             yield Target(name, f'{source}/{method}', flags, (('paper', {}),), steps, tuple(curve), (), hours[source])
 
 
+def study_targets(paper):
+    """Return the Targets of results/cheetah_dir/README.md; paper: its curve for this task.
+
+    Each is tested with the paper's rollouts on the tasks and noise of three seeds, and with so many rollouts that they
+    hardly add noise to the inner step.
+    """
+    tests = (
+        ('20 rollouts', {}),
+        *((f'20 rollouts, seed {n}', {'test_seed': n, 'test_num_updates': 1}) for n in (2, 3)),
+    )
+    tests += (('100 rollouts', {'test_update_batch_size': 100, 'test_num_updates': 1}),)
+    recipes = {
+        'maml': ONE_WORKER,
+        'workers': {},
+        'rollouts40': {'update_batch_size': 40},
+        'rollouts40_exact': {'update_batch_size': 40, 'hvp': 'exact'},
+        'rollouts40_learned_alpha': {'update_batch_size': 40, 'learn_update_lr': True},
+        'rollouts40_tasks80': {'update_batch_size': 40, 'meta_batch_size': 80},
+    }
+    for run, flags in recipes.items():
+        flags = {'datasource': 'cheetah_dir', **({'metatrain_iterations': 150} if run != 'maml' else {}), **flags}
+        curve = tuple(paper['mean'][:2]), tuple(paper['ci95'][:2])
+        yield Target(f'study/{run}', f'cheetah_dir/{run}', flags, tests, (0, 1), *curve, hours=1)
+
+
 def arguments(flags):
     """Return `flags` as a command line."""
     return [f'--{name}={value}' for name, value in flags.items()]
@@ -94,6 +119,7 @@ SINUSOID_TESTS = tuple(
     (f'{k} examples', {'update_batch_size': k, 'train_update_batch_size': 10} if k != 10 else {}) for k in (5, 10, 20)
 )
 OMNIGLOT, MINI = {'datasource': 'omniglot'}, {'datasource': 'miniimagenet'}
+RETURNS = json.loads((ROOT / 'results' / 'paper_returns.json').read_text())
 TARGETS = [
     image_target('omniglot_5way_1shot', 'maml', 98.7, 0.4, 1.9, **OMNIGLOT, num_classes=5, update_batch_size=1),
     image_target('omniglot_5way_5shot', 'maml', 99.9, 0.1, 6, **OMNIGLOT, num_classes=5, update_batch_size=5),
@@ -120,8 +146,9 @@ TARGETS = [
     Target('figure6/oracle', 'sinusoid/oracle', {'baseline': 'oracle'}, SINUSOID_TESTS, (1, 5, 10), hours=0.01),
     image_target('omniglot_5way_1shot', 'context', 94.9, 0.9, 2.5, **OMNIGLOT, update_batch_size=1, baseline='context'),
     image_target('omniglot_5way_5shot', 'context', 97.7, 0.3, 7, **OMNIGLOT, update_batch_size=5, baseline='context'),
-    *rl_targets(json.loads((ROOT / 'results' / 'paper_returns.json').read_text())),
+    *rl_targets(RETURNS),
 ]
+STUDY = list(study_targets(RETURNS['cheetah_dir']['maml']))
 FIGURES = {  # the data sources that each shows
     **dict.fromkeys(('figure2', 'figure3', 'figure6', 'figure7'), ['sinusoid']),
     'figure4': ['point'],
@@ -139,6 +166,7 @@ GROUPS = {
         'table1/omniglot_5way_1shot_noconv',
         'table1/omniglot_5way_5shot_noconv',
         'table3/omniglot_5way_1shot_context',
+        *(target.name for target in STUDY),
         'table1/omniglot_5way_5shot',
         'table1/miniimagenet_5way_1shot_first_order',
         *(f'figure5/{source}/maml' for source in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')),
@@ -162,9 +190,9 @@ def select(names):
     chosen = {}
     for name in names:
         wanted = GROUPS.get(name, [name])
-        found = [t for w in wanted for t in TARGETS if t.name == w or t.name.startswith(w + '/')]
+        found = [t for w in wanted for t in TARGETS + STUDY if t.name == w or t.name.startswith(w + '/')]
         if not found:
-            known = [*(target.name for target in TARGETS), *GROUPS, *{t.name.split('/')[0] for t in TARGETS}]
+            known = [*(t.name for t in TARGETS + STUDY), *GROUPS, *{t.name.split('/')[0] for t in TARGETS + STUDY}]
             near = difflib.get_close_matches(name, known, 4, 0.4)
             raise UserError(f'no target {name!r}: did you mean {", ".join(near)}?' if near else f'no target {name!r}')
         chosen.update({target.name: target for target in found})
