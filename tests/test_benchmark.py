@@ -38,14 +38,16 @@ def run(*flags):
 
 def test_rows_are_printed_kept_and_compared(tmp_path):
     flags = ['--only=sinusoid', '--seconds=0.1', '--meta_batch_size=3']
-    run(*flags, f'--out={tmp_path}/a.json')
+    earlier = MAIN.parent / 'results' / 'benchmark.json'
+    printed = run(*flags, f'--out={tmp_path}/a.json', f'--compare={earlier}')
     rows = json.loads((tmp_path / 'a.json').read_text())['rows']
     assert [row['first_order'] for row in rows] == [False, True] and rows[0]['meta_batch_size'] == 3
     for row in rows:
         assert row['ms'] >= row['ms_min'] > 0 and row['memory_gb'] > 0 and 0 <= row['waiting'] < 1
         assert row['step_over_gemm'] == pytest.approx(row['ms'] / 1e3 * row['gemm_gflops'] / row['gflop'])
-    again = run(*flags, f'--compare={tmp_path}/a.json')
-    assert f'{rows[0]["ms"]:10.2f}' in again and 'earlier' in again
+    kept = json.loads(earlier.read_text())['rows'][0]
+    assert kept['experiment'] == 'sinusoid' and not kept['first_order']
+    assert f'{rows[0]["ms"]:9.2f}' in printed and f'{kept["ms"]:10.2f}' in printed and 'earlier' in printed
 
 
 @pytest.mark.parametrize(
