@@ -5,7 +5,7 @@
     python reproduce.py table1 figure5/cheetah_vel      groups, several of them, in this order; all: everything
     python reproduce.py figure3                         the curves of a figure, then the figure (figures.py)
     python reproduce.py queue --minutes=150             what is left in order of worth; stops cleanly after so long
-    python reproduce.py --table                         write the tables of README.md and results/README.md
+    python reproduce.py --table                         write the tables of README.md and results/**/README.md
     python reproduce.py --check                         can the numbers in results/ have come from the weights there?
 
 Training and testing are main.py's; the state is in results/<experiment>/<method>/seed<N>/, and the same command goes
@@ -120,7 +120,7 @@ def command_line():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('targets', nargs='*', help='names of targets or groups; --list shows them')
     parser.add_argument('--list', action='store_true', help='show targets (default: all)')
-    parser.add_argument('--table', action='store_true', help='write the tables of README.md and results/README.md')
+    parser.add_argument('--table', action='store_true', help='write the tables of README.md and results/**/README.md')
     parser.add_argument('--check', action='store_true', help='test the weights in results/ on a few tasks')
     parser.add_argument('--test', action='store_true', help='test what is trained so far, without training on')
     parser.add_argument('--tasks', type=int, default=40, help='tasks of each --check (default: %(default)s)')
