@@ -105,12 +105,14 @@ class MamlTrpo:
     inside the mapped function: memory does not grow with the tasks. Each function is compiled once, for any
     number of tasks and rows.
 
-    Raises ValueError for a `kl_constrain_step` that names no policy, and what KlHessian raises.
+    Raises ValueError for a `kl_constrain_step` that names no policy or an unknown `hvp`, and what KlHessian raises.
     """
 
     def __init__(self, policy, settings=MetaSettings(), seed=0, threads=2):
         if not -1 <= settings.kl_constrain_step <= settings.num_updates:
             raise ValueError(f'kl_constrain_step {settings.kl_constrain_step} of {settings.num_updates} inner steps')
+        if settings.hvp not in ('finite_difference', 'exact'):
+            raise ValueError(f'hvp {settings.hvp!r} is neither finite_difference nor exact')
         self.policy, self.settings, self.threads = policy, settings, threads
         self.weights = {name: tf.Variable(weight, name=name) for name, weight in self.init(seed).items()}
         self.shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}

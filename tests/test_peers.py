@@ -14,8 +14,6 @@ OF_PEERS = [name for name in CASES if name not in ('omniglot_none', 'omniglot_la
 @pytest.mark.parametrize('name', OF_PEERS)
 def test_gradient_and_weights_after_adam(name, way):
     case = Case(name)
-    if case.flags.get('baseline') == 'oracle':
-        pytest.skip('an oracle is not meta-trained')
     peer = Peer(case.model(), way, threads=2)
     assert case.error(peer.step(case.tasks), 'g') < 1e-4
     weights = {name: as_tensorflow(weight.detach().numpy()) for name, weight in peer.weights.items()}

@@ -154,6 +154,21 @@ def test_the_tables_are_up_to_date():
     assert written.returncode == 0 and written.stdout.count('written: ') == len(tables.tables(RESULTS)), written.stderr
 
 
+def test_a_row_of_the_study_is_what_its_tests_say():
+    folder, few, directions = RESULTS / 'cheetah_dir' / 'maml' / 'seed1', [], []
+    for name in ('test_fbs20_stepsize0.1', *(f'test_fbs20_stepsize0.1_steps1_seed{n}' for n in (2, 3))):
+        test = json.loads((folder / f'{name}.json').read_text())
+        returns, tasks = np.array(test['per_task'][1]), np.array(test['tasks'])
+        few.append(returns.mean())
+        directions.append([returns[tasks == direction].mean() for direction in (-1, 1)])
+    many = np.array(json.loads((folder / 'test_fbs100_stepsize0.1_steps1.json').read_text())['per_task'][1])
+    backward, forward = np.mean(directions, axis=0)
+    (row,) = [line for line in tables.study_table(RESULTS) if '--sampling_workers=1`' in line]
+    assert f'| {np.mean(few):.0f} ({", ".join(f"{value:.0f}" for value in few)}) |' in row
+    assert f'| {backward:.0f}, {forward:.0f} |' in row
+    assert f'| {many.mean():.0f} ± {1.96 * many.std(ddof=1) / 40**0.5:.0f} |' in row
+
+
 def test_the_weights_that_were_best_are_those_of_reinforcement_learning_alone(tmp_path):
     """A supervised run that is not packed yet was tested with its newest ones."""
     for target, expected in ((TINY, None), (targets.select(['figure5/point/maml'])[0], 'best.npz')):

@@ -131,6 +131,13 @@ def test_kl_constrain_step_out_of_range():
             MamlTrpo(POLICY, MetaSettings(num_updates=1, kl_constrain_step=step))
 
 
+def test_hvp_of_no_known_kind_or_with_a_context():
+    with pytest.raises(ValueError, match='hvp'):
+        MamlTrpo(POLICY, MetaSettings(hvp='exakt'))
+    with pytest.raises(ValueError, match='context'):
+        MamlTrpo(dataclasses.replace(POLICY, context_size=4), MetaSettings(hvp='exact'))
+
+
 def test_padded_rows_do_not_matter():
     maml, theta, steps = meta_problem(num_updates=2)
     rng = np.random.default_rng(5)
