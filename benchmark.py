@@ -128,7 +128,7 @@ def measure(name, stop_grad, options, began):
     from data_generator import prefetched
 
     given = {'stop_grad': stop_grad, 'meta_batch_size': options.meta_batch_size, 'data_dir': options.data_dir}
-    config = settings(EXPERIMENTS[name] | given)
+    config = settings(EXPERIMENTS[name] | given | {'precision': options.precision})
     source = experiments.SOURCES[config.datasource]
     generator, real = make_generator(config, source)
     model = training.make_model(config, source, threads)
@@ -352,6 +352,7 @@ def main():
     parser.add_argument('--threads', type=int, help='cores to use; default: all')
     parser.add_argument('--meta_batch_size', type=int, help="tasks of a supervised step; default: the paper's")
     parser.add_argument('--data_dir', help='folder of the prepared images (with --only); default: in data/')
+    parser.add_argument('--precision', choices=['float32', 'mixed'], default='float32', help='as of main.py')
     parser.add_argument('--peers', action='store_true', help='time PyTorch too; supervised rows')
     parser.add_argument('--out', help='write the rows to this JSON file')
     parser.add_argument('--compare', help='JSON file of an earlier run to stand beside')
@@ -366,11 +367,16 @@ def run(options):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
     if options.peers and options.only in RL:
         raise runtime.UserError(f'--peers is for supervised learning, and --only={options.only} is not: drop one')
+    mixed = [name for name, flags in EXPERIMENTS.items() if 'conv' not in flags and name != 'sinusoid']
+    if options.precision == 'mixed' and (options.peers or options.only not in [None, *mixed]):
+        drop = '--peers' if options.peers else '--only'
+        raise runtime.UserError(f'--precision=mixed is for rows of {", ".join(mixed)}, without peers: drop {drop}')
     if options.peers and not importlib.util.find_spec('torch'):
         raise runtime.UserError('--peers needs PyTorch: python -m pip install torch')
     if options.out and not os.access(os.path.dirname(options.out) or '.', os.W_OK):
         raise runtime.UserError(f'--out={options.out} is in no folder that can be written to: name another')
-    names, rows = [options.only] if options.only else [*EXPERIMENTS, *RL], []
+    every = mixed if options.precision == 'mixed' else [*EXPERIMENTS, *RL]
+    names, rows = [options.only] if options.only else every, []
     if names[0] in EXPERIMENTS:
         header = 'ms      min    n  GFLOP/s  GEMM step/GEMM    GB 1st step drawing waiting  60,000 1st order'
         peers = '  PyTorch loop    ours   vmap        ours' if options.peers else ''

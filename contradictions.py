@@ -110,6 +110,10 @@ CONTRADICTIONS = {
             '--max_pool is for convolutional networks on images: drop it',
         ),
         (
+            lambda c: c.precision == 'mixed' and not (c.image and c.conv),
+            '--precision=mixed is for convolutional networks on images: drop it',
+        ),
+        (
             lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
             'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
         ),

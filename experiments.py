@@ -279,10 +279,10 @@ def unused(config):
     names = {'paper_steps'} if config.datasource in ('images', 'table') else set()
     names |= {'img_size', 'channels', 'split'} if config.datasource != 'images' else set()
     if not source.rl and not source.img_size:
-        names |= {'num_classes', 'conv', 'max_pool', 'num_filters'}
+        names |= {'num_classes', 'conv', 'max_pool', 'num_filters', 'precision'}
         names |= {'data_dir', 'test_set'} if config.datasource == 'sinusoid' else set()
     elif not source.rl and not config.conv:
-        names |= {'max_pool', 'num_filters'}
+        names |= {'max_pool', 'num_filters', 'precision'}
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
     if config.train and config.baseline != 'random':
@@ -316,6 +316,7 @@ def run_name(config):
             {'batch_norm': 'batchnorm', 'layer_norm': 'layernorm', 'None': 'nonorm'}[config.norm],
             'noconv' if image and not config.conv else '',
             'learnlr' if config.learn_update_lr else '',
+            'mixed' if config.precision == 'mixed' else '',
             'pretrain' if config.metatrain_iterations == 0 and not config.baseline else '',
         ]
     )

@@ -66,6 +66,7 @@ class Convolutional:
     max_pool: bool = False
     flatten: bool = False  # head: on all positions (MiniImagenet), or on their mean (Omniglot; maml: maml.py:203,223)
     norm: str = 'batch_norm'  # or 'layer_norm', 'None'
+    compute_dtype: str | None = None  # of convolutions and the maps between them, 'bfloat16'; None: as the weights
 
     @property
     def blocks(self):
@@ -105,8 +106,10 @@ class Convolutional:
     def forward(self, x, weights):
         """Return [examples, dim_output] for flat images x [examples, dim_input]."""
         x = tf.reshape(x, [x.shape[0], self.img_size, self.img_size, self.channels])
+        x = tf.cast(x, self.compute_dtype or x.dtype)
         for layer in range(1, self.blocks + 1):
             x = conv_block(x, weights, layer, self.norm, self.max_pool)
+        x = tf.cast(x, weights['w5'].dtype)
         x = tf.reshape(x, [x.shape[0], -1]) if self.flatten else tf.reduce_mean(x, [1, 2])
         return tf.matmul(x, weights['w5']) + weights['b5']
 

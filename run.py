@@ -43,7 +43,7 @@ TRAINING = {
     'hvp',
 }
 # What runs were made with whose config.json does not say, because the setting is newer.
-BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference'}
+BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference', 'precision': 'float32'}
 
 
 class Run:

@@ -1,9 +1,10 @@
 """What does not need TensorFlow: errors that a user can mend, and what must be settled before TensorFlow starts.
 
-Not imported by the algorithm; main.py calls `start` before it imports anything that imports TensorFlow.
+main.py calls `start` before it imports anything that imports TensorFlow.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -95,6 +96,20 @@ def devices(threads):
             file=sys.stderr,
         )
     return f'CPU, {threads} thread{"s" if threads > 1 else ""}'
+
+
+@functools.cache
+def has_bfloat16():
+    """Whether a GPU is here, or a processor that multiplies numbers in bfloat16 (as far as Linux tells)."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices('GPU'):
+        return True
+    try:
+        with open('/proc/cpuinfo') as file:
+            return bool({'avx512_bf16', 'amx_bf16'} & set(file.read().split()))
+    except OSError:
+        return False
 
 
 def available_cores():

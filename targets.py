@@ -110,6 +110,19 @@ def study_targets(paper):
         yield Target(f'study/{run}', f'cheetah_dir/{run}', flags, tests, (0, 1), *curve, hours=1)
 
 
+def precision_targets():
+    """Return the Targets that ask whether --precision=mixed learns as float32 does: the first 5,000 iterations."""
+    for experiment, flags, hours in (
+        ('omniglot_5way_1shot', {'datasource': 'omniglot'}, 0.3),
+        ('miniimagenet_5way_1shot', {'datasource': 'miniimagenet', 'stop_grad': True}, 1.8),
+    ):
+        for precision in ('float32', 'mixed'):
+            run = f'{experiment}/{precision}'
+            settings = {**flags, 'precision': precision, 'metatrain_iterations': 5000, 'test_set': True}
+            steps = tuple(main.read_flags(arguments(settings))[0].paper_steps)
+            yield Target(f'precision/{run}', run, settings, (('paper', {}),), steps, hours=hours)
+
+
 def arguments(flags):
     """Return `flags` as a command line."""
     return [f'--{name}={value}' for name, value in flags.items()]
@@ -149,6 +162,8 @@ TARGETS = [
     *rl_targets(RETURNS),
 ]
 STUDY = list(study_targets(RETURNS['cheetah_dir']['maml']))
+PRECISION = list(precision_targets())
+EVERY = TARGETS + STUDY + PRECISION
 FIGURES = {  # the data sources that each shows
     **dict.fromkeys(('figure2', 'figure3', 'figure6', 'figure7'), ['sinusoid']),
     'figure4': ['point'],
@@ -166,6 +181,7 @@ GROUPS = {
         'table1/omniglot_5way_1shot_noconv',
         'table1/omniglot_5way_5shot_noconv',
         'table3/omniglot_5way_1shot_context',
+        *(target.name for target in PRECISION),
         *(target.name for target in STUDY),
         'table1/omniglot_5way_5shot',
         'table1/miniimagenet_5way_1shot_first_order',
@@ -190,9 +206,9 @@ def select(names):
     chosen = {}
     for name in names:
         wanted = GROUPS.get(name, [name])
-        found = [t for w in wanted for t in TARGETS + STUDY if t.name == w or t.name.startswith(w + '/')]
+        found = [t for w in wanted for t in EVERY if t.name == w or t.name.startswith(w + '/')]
         if not found:
-            known = [*(t.name for t in TARGETS + STUDY), *GROUPS, *{t.name.split('/')[0] for t in TARGETS + STUDY}]
+            known = [*(t.name for t in EVERY), *GROUPS, *{t.name.split('/')[0] for t in EVERY}]
             near = difflib.get_close_matches(name, known, 4, 0.4)
             raise UserError(f'no target {name!r}: did you mean {", ".join(near)}?' if near else f'no target {name!r}')
         chosen.update({target.name: target for target in found})

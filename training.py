@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import pathlib
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ from images import settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
 from run import Run, history
-from runtime import UserError
+from runtime import UserError, has_bfloat16
 from utils import accuracy, mse, xent
 
 SUMMARY_INTERVAL = 100
@@ -45,6 +46,12 @@ def run(config, origins, threads, folder, paper):
     if config.datasource == 'images':
         settle(config, origins)
     source = source_of(config)
+    if config.precision == 'mixed' and not has_bfloat16():
+        print(
+            'warning: this processor has neither avx512_bf16 nor amx_bf16: --precision=mixed is slower than float32 '
+            'here',
+            file=sys.stderr,
+        )
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)
     if config.datasource == 'table':
         data, source = regression.make_data(config, source, folder)
@@ -118,6 +125,7 @@ def make_model(config, source, threads):
             max_pool=config.max_pool,
             flatten=source.flatten,
             norm=config.norm,
+            compute_dtype='bfloat16' if config.precision == 'mixed' else None,
         )
     else:
         network = FullyConnected(

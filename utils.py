@@ -5,9 +5,12 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+import runtime
+
 BATCH_NORM_EPSILON = 1e-3  # tf.contrib.layers.batch_norm's default (maml: utils.py:41)
 LAYER_NORM_EPSILON = 1e-12  # tf.contrib.layers.layer_norm's
-SMALL_CONVOLUTION = 2**16  # floats in its patches, up to which a strided one is faster as a matrix product
+# Numbers in its patches, up to which a strided convolution is faster as a matrix product.
+SMALL_CONVOLUTION = {tf.float64: 2**16, tf.float32: 2**16, tf.bfloat16: 2**18}
 
 
 def mse(pred, label):
@@ -38,7 +41,7 @@ def batch_norm(x, beta):
     tf.nn.moments stops the gradient at the mean inside the variance, which leaves the first derivative right
     and makes the second, so the meta-gradient, wrong by 27-82 % (docs/conformance.md).
     """
-    if x.shape.rank == 4 and x.dtype == tf.float32:
+    if x.shape.rank == 4 and x.dtype in (tf.float32, tf.bfloat16):
         return fused_batch_norm(x, beta)
     axes = list(range(x.shape.rank - 1))
     centred = x - tf.reduce_mean(x, axes)
@@ -53,10 +56,11 @@ def fused_batch_norm(x, beta):
     respect to x is -s (mean(d h) G(u) + mean(u h) G(d) + mean(u G(d)) h). Can be differentiated twice, not more.
     """
     axes, n = [0, 1, 2], int(np.prod(x.shape[:-1]))
-    # The kernel loses digits where the mean is far from 0. A batch norm does not feel a shift of its input, so
-    # taking the first example's mean away first changes neither its value nor any derivative.
-    shifted = tf.stop_gradient(x - tf.reduce_mean(x[:1], axes))
-    scale = tf.ones_like(beta)
+    scale, shifted = tf.ones_like(beta), tf.stop_gradient(x)
+    if x.dtype == tf.float32:
+        # The kernel loses digits where the mean is far from 0. A batch norm does not feel a shift of its input, so
+        # taking the first example's mean away first changes neither its value nor any derivative.
+        shifted -= tf.stop_gradient(tf.reduce_mean(x[:1], axes))
 
     @tf.custom_gradient
     def normalise(x, beta):
@@ -78,12 +82,13 @@ def fused_batch_norm(x, beta):
 
             def second(u):
                 g_u, sum_uh = g_and_sum(u)
-                sum_ug = tf.reduce_sum(u * g_d, axes)
-                return -s / n * sum_dh * g_u - s / n * sum_uh * g_d - s / n * sum_ug * (y - beta), g_u
+                sum_ug = tf.cast(tf.reduce_sum(u * g_d, axes), s.dtype)
+                a, b, c = (tf.cast(-s / n * total, x.dtype) for total in (sum_dh, sum_uh, sum_ug))
+                return a * g_u + b * g_d + c * (y - tf.cast(beta, x.dtype)), g_u
 
             return g_d, second
 
-        return y, lambda d: (gradient(x, d), tf.reduce_sum(d, axes))
+        return y, lambda d: (gradient(x, d), tf.cast(tf.reduce_sum(d, axes), beta.dtype))
 
     return normalise(x, beta)
 
@@ -101,25 +106,30 @@ def normalize(x, weights, norm, scope):
     if norm == 'batch_norm':
         return batch_norm(x, weights[f'bn/{scope}/beta'])
     if norm == 'layer_norm':
-        return layer_norm(x, weights[f'bn/{scope}/gamma'], weights[f'bn/{scope}/beta'])
+        gamma, beta = weights[f'bn/{scope}/gamma'], weights[f'bn/{scope}/beta']
+        return tf.cast(layer_norm(tf.cast(x, beta.dtype), gamma, beta), x.dtype)
     return x
 
 
 def add_bias(x, bias, norm):
     """Return x + bias, except where a batch norm follows and would take it away again (saves 3-7 % of a step)."""
-    return x if norm == 'batch_norm' else x + bias
+    return x if norm == 'batch_norm' else x + tf.cast(bias, x.dtype)
 
 
 def conv2d(x, kernel, stride):
-    """Do tf.nn.conv2d with padding 'SAME', as a product of patches and kernel where that is faster.
+    """Do tf.nn.conv2d with padding 'SAME' in the dtype of `x`, as a product of patches and kernel where that is faster.
 
     Faster with few images and stride 2. `x` is [examples, height, width, channels], `kernel` [size, size, channels,
-    filters] (docs/performance.md).
+    filters] (docs/performance.md). bfloat16 is multiplied in float32 and the sums are rounded, as the processors that
+    have it do; where the processor has not, that is written out.
     """
+    kernel = tf.cast(kernel, x.dtype)
+    if x.dtype == tf.bfloat16 and not runtime.has_bfloat16():
+        return tf.cast(conv2d(tf.cast(x, tf.float32), kernel, stride), x.dtype)
     examples, height, width, channels = x.shape
     size, _, _, filters = kernel.shape
     positions = [examples, -(-height // 2), -(-width // 2)]
-    if stride != 2 or np.prod(positions) * size * size * channels > SMALL_CONVOLUTION:
+    if stride != 2 or np.prod(positions) * size * size * channels > SMALL_CONVOLUTION[x.dtype]:
         return tf.nn.conv2d(x, kernel, stride, 'SAME')
     return tf.reshape(patches(x, size) @ tf.reshape(kernel, [-1, filters]), [*positions, filters])
 

@@ -53,14 +53,18 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
 @pytest.mark.parametrize(
     'flags, words',
     [
-        (['--only=cheetah_vel'], ['--peers', 'supervised', '--only=cheetah_vel']),
+        (['--peers', '--only=cheetah_vel'], ['--peers', 'supervised', '--only=cheetah_vel']),
+        (['--precision=mixed', '--only=sinusoid'], ['--precision=mixed', 'omniglot_5way_1shot', 'drop --only']),
+        (['--precision=mixed', '--peers'], ['--precision=mixed', 'drop --peers']),
         pytest.param(
-            [], ['--peers', 'pip install torch'], marks=pytest.mark.skipif(find_spec('torch'), reason='torch is here')
+            ['--peers'],
+            ['--peers', 'pip install torch'],
+            marks=pytest.mark.skipif(find_spec('torch'), reason='torch is here'),
         ),
     ],
 )
-def test_peers_that_cannot_be_timed_are_refused_in_one_line(flags, words):
-    command = [sys.executable, str(MAIN.with_name('benchmark.py')), '--peers', *flags]
+def test_what_cannot_be_timed_is_refused_in_one_line(flags, words):
+    command = [sys.executable, str(MAIN.with_name('benchmark.py')), *flags]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and not result.stdout and len(result.stderr.splitlines()) == 1
     assert all(word in result.stderr for word in words)

@@ -124,6 +124,8 @@ def test_the_flags_reach_the_model_and_the_tasks():
     assert model.network == Convolutional(84, 3, 3, max_pool=True, flatten=True, **given)
     assert (model.clip, model.parallel_tasks) == (10, 7)
     np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
+    model = training.make_model(resolve(datasource='omniglot', precision='mixed'), experiments.SOURCES['omniglot'], 1)
+    assert model.network == Convolutional(28, 1, compute_dtype='bfloat16')
 
 
 def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given():
@@ -192,6 +194,8 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('datasource=table data_dir=d baseline=oracle', 'datasource=table data_dir=d baseline=pretrain test_iter=best'),
         ('datasource=table data_dir=d hidden=0', 'datasource=table data_dir=d hidden=1,2'),
         ('datasource=table data_dir=d hidden=x', 'datasource=table data_dir=d x_columns=x'),
+        ('precision=mixed', 'precision=mixed datasource=omniglot'),
+        ('precision=mixed datasource=omniglot conv=False', 'precision=mixed datasource=miniimagenet'),
         ('max_pool=True datasource=omniglot conv=False', 'max_pool=False datasource=omniglot conv=False'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),

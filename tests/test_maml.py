@@ -241,7 +241,7 @@ def test_a_small_convolution_is_tensorflows(shape):
     rng = np.random.default_rng(0)
     x, kernel = tf.constant(rng.normal(size=shape)), tf.constant(rng.normal(size=[3, 3, shape[3], 4]))
     weight = tf.constant(rng.normal(size=tf.nn.conv2d(x, kernel, 2, 'SAME').shape))
-    assert np.prod(weight.shape[:3]) * 9 * shape[3] <= utils.SMALL_CONVOLUTION
+    assert np.prod(weight.shape[:3]) * 9 * shape[3] <= utils.SMALL_CONVOLUTION[x.dtype]
 
     def derivatives(convolution):
         with tf.GradientTape() as outer:
