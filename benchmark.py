@@ -367,7 +367,8 @@ def run(options):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
     if options.peers and options.only in RL:
         raise runtime.UserError(f'--peers is for supervised learning, and --only={options.only} is not: drop one')
-    mixed = [name for name, flags in EXPERIMENTS.items() if 'conv' not in flags and name != 'sinusoid']
+    images = {name: flags for name, flags in EXPERIMENTS.items() if experiments.SOURCES[flags['datasource']].img_size}
+    mixed = [name for name, flags in images.items() if flags.get('conv', True)]
     if options.precision == 'mixed' and (options.peers or options.only not in [None, *mixed]):
         drop = '--peers' if options.peers else '--only'
         raise runtime.UserError(f'--precision=mixed is for rows of {", ".join(mixed)}, without peers: drop {drop}')

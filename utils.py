@@ -54,6 +54,7 @@ def fused_batch_norm(x, beta):
     With h the normalised x, s its inverse deviation and n the number of positions, the gradient d of the output
     becomes G(d) = s (d - mean(d) - h mean(d h)), which is its own transpose. The gradient of sum(u G(d)) with
     respect to x is -s (mean(d h) G(u) + mean(u h) G(d) + mean(u G(d)) h). Can be differentiated twice, not more.
+    Maps are float32 or bfloat16, statistics and beta float32.
     """
     axes, n = [0, 1, 2], int(np.prod(x.shape[:-1]))
     scale, shifted = tf.ones_like(beta), tf.stop_gradient(x)
