@@ -119,7 +119,9 @@ def test_a_multi_task_run_goes_on_and_is_tested(tmp_path):
     flags = [
         '--baseline=multitask_no_reg',
         '--num_test_tasks=20',
+        '--test_num_updates=1',
         '--update_batch_size=5',
+        '--log=False',
         '--update_lr_grid=0.001,0.01',
     ]
     whole = run_here(*flags, '--metatrain_iterations=3', f'--logdir={tmp_path}/whole')
@@ -135,7 +137,7 @@ def test_a_multi_task_run_goes_on_and_is_tested(tmp_path):
                 np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     records = [json.loads((folder / multitask.RECORD).read_text()) for folder in (whole, parts)]
     assert records[0] == records[1] and len(records[0]['errors']) == 3
-    result = json.loads((parts / 'test_ubs5_stepsizetuned_tasks20.json').read_text())
+    result = json.loads((parts / 'test_ubs5_stepsizetuned_tasks20_steps1.json').read_text())
     assert result['regressors'] == records[0] and result['settings']['update_lr'] in (0.001, 0.01)
     (parts / multitask.RECORD).write_text('[]')
     with pytest.raises(UserError, match='regressors.json'):
@@ -183,15 +185,15 @@ def training_config():
 
 
 def test_pretraining_is_tested_with_a_step_size_of_its_own_for_each_k(tmp_path, capsys):
-    flags = ['--baseline=pretrain', '--metatrain_iterations=300', '--num_test_tasks=50', '--log=False']
-    flags += [f'--logdir={tmp_path}']
+    flags = ['--baseline=pretrain', '--metatrain_iterations=300', '--num_test_tasks=50', '--test_num_updates=2']
+    flags += ['--log=False', f'--logdir={tmp_path}']
     run_here(*flags)
     assert 'on 50 validation tasks' in capsys.readouterr().out
     folder = run_here(*flags, '--train=False', '--update_batch_size=20', '--train_update_batch_size=10')
     for k in (10, 20):
-        result = json.loads((folder / f'test_ubs{k}_stepsizetuned_tasks50.json').read_text())
+        result = json.loads((folder / f'test_ubs{k}_stepsizetuned_tasks50_steps2.json').read_text())
         tuned = result['tuned']
         best = int(np.argmin([np.inf if error is None else error for error in tuned['mean_squared_error']]))
         assert result['settings']['update_lr'] == tuned['update_lr'][best]
     run_here(*flags, '--train=False', '--update_lr=0.5', '--train_update_lr=0.01')
-    assert 'tuned' not in json.loads((folder / 'test_ubs10_stepsize0.5_tasks50.json').read_text())
+    assert 'tuned' not in json.loads((folder / 'test_ubs10_stepsize0.5_tasks50_steps2.json').read_text())

@@ -18,6 +18,7 @@ import training
 from runtime import UserError
 
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
+SHORT = ['--num_test_tasks=5', '--test_num_updates=1']
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +62,7 @@ def test_tensorboard_has_the_originals_names(trained):
 
 def test_a_run_that_is_killed_and_resumed_ends_the_same(trained, tmp_path):
     """kill -9 in the middle, then the same command again: the same weights and slots, bit for bit."""
-    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=3000', '--save_interval=250']
+    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=3000', '--save_interval=250', *SHORT]
     process = start(*flags)
     wait_for(tmp_path / SINE / 'model750.npz', process)
     process.kill()
@@ -71,10 +72,10 @@ def test_a_run_that_is_killed_and_resumed_ends_the_same(trained, tmp_path):
     assert_same_state(tmp_path / SINE / 'model3000.npz', trained[0] / SINE / 'model3000.npz')
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path, capsys):
     """An interrupt between two checkpoints loses nothing; a damaged newer checkpoint is named and passed over."""
-    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=3000', '--save_interval=250']
-    process = start(f'--logdir={tmp_path}', '--metatrain_iterations=200000', '--save_interval=250')
+    flags = [f'--logdir={tmp_path}', '--save_interval=250', *SHORT]
+    process = start(*flags, '--metatrain_iterations=200000')
     wait_for(tmp_path / SINE / 'model250.npz', process)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
@@ -84,7 +85,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path):
     if newest < 3000:  # on a very fast machine the interrupt comes later
         damaged = tmp_path / SINE / f'model{newest + 1}.npz'
         damaged.write_bytes((tmp_path / SINE / f'model{newest}.npz').read_bytes()[:-2000])
-        output = run(*flags)
+        run_here(*flags, '--metatrain_iterations=3000')
+        output = ''.join(capsys.readouterr())
         assert f'skipped: {damaged} cannot be read' in output and f'{newest} iterations are done' in output
         assert_same_state(tmp_path / SINE / 'model3000.npz', trained[0] / SINE / 'model3000.npz')
 
@@ -212,7 +214,7 @@ def test_what_is_wrong_is_said_in_one_line(flags, words):
 
 def test_oracle_and_pretraining_use_their_own_optimiser(tmp_path):
     """The README's baseline commands, shorter."""
-    common = [f'--logdir={tmp_path}', '--norm=None', '--update_batch_size=10', '--log=False', '--num_test_tasks=5']
+    common = [f'--logdir={tmp_path}', '--norm=None', '--update_batch_size=10', '--log=False', *SHORT]
     run_here(*common, '--pretrain_iterations=300', '--metatrain_iterations=0')
     run_here(*common, '--pretrain_iterations=200', '--metatrain_iterations=100', '--baseline=oracle')
     pretrained, oracle = (next(tmp_path.glob(f'*{kind}*/model300.npz')) for kind in ('pretrain', 'oracle'))
