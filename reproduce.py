@@ -73,13 +73,22 @@ def check_all(targets, root, data_dir, tasks):
 
 
 def work_off(targets, options):
-    """Do the targets one after the other, then print their rows and draw the figures that they belong to."""
+    """Do the targets one after the other, then print their rows and draw the figures that they belong to.
+
+    One that cannot be done, for want of its images for example, is passed over; UserError once all others are done.
+    """
     from tqdm import tqdm
 
-    begun = set()  # folders, which targets of different tables can share
+    begun, not_done = set(), []  # folders, which targets of different tables can share; names of targets
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
         work = Work(target, options.seed, options.results, options.data_dir)
-        work.do(options.force and work.folder not in begun, not options.test)
+        try:
+            work.do(options.force and work.folder not in begun, not options.test)
+        except UserError as error:
+            if len(targets) == 1:
+                raise
+            print(f'{target.name}: passed over, {error}')
+            not_done.append(target.name)
         begun.add(work.folder)
     print()
     show_list(targets, options.seed, options.results)
@@ -91,6 +100,8 @@ def work_off(targets, options):
                 figures.write_figure(figure, options.results, options.seed)
             except UserError as error:
                 print(f'{figure}: {error}')
+    if not_done:
+        raise UserError(f'{len(not_done)} of {len(targets)} targets passed over, as said above: {", ".join(not_done)}')
 
 
 @contextlib.contextmanager

@@ -341,7 +341,7 @@ def column_names(steps):
 
 @contextlib.contextmanager
 def logged(path):
-    """Write what is printed to the file `path` too, line by line."""
+    """Write what is printed to the file `path` too, line by line; where nothing is, no file is left."""
 
     class Both:
         def __init__(self, terminal, file):
@@ -361,3 +361,5 @@ def logged(path):
             yield
         finally:
             sys.stdout = terminal
+            if not file.tell():
+                path.unlink()

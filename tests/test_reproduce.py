@@ -1,5 +1,6 @@
 """reproduce.py: targets are worked off and go on, tables say what is in results/, numbers belong to their weights."""
 
+import argparse
 import json
 import pathlib
 import re
@@ -16,6 +17,7 @@ import reproduce
 import tables
 import targets
 from networks import FullyConnected
+from runtime import UserError
 from targets import Target, Work
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,6 +91,20 @@ def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp
     unknown = command('table1/omniglot_5way_1short')
     assert unknown.returncode == 2 and 'did you mean table1/omniglot_5way_1shot' in unknown.stderr
     assert unknown.stderr.count('\n') == 1
+
+
+def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    missing = Target(
+        'missing', 'sinusoid/missing', {'datasource': 'omniglot', 'data_dir': tmp_path}, (('paper', {}),), (1,)
+    )
+    monkeypatch.setattr(reproduce, 'FIGURES', {})
+    options = argparse.Namespace(seed=1, results=tmp_path, data_dir=None, force=False, test=False)
+    with pytest.raises(UserError, match='1 of 2 targets passed over, as said above: missing'):
+        reproduce.work_off([missing, TINY], options)
+    assert 'missing: passed over, ' in capsys.readouterr().out and Work(TINY, 1, tmp_path).finished()
+    assert not list(tmp_path.glob('sinusoid/missing/*/*'))
+    with pytest.raises(UserError, match='no images in'):  # alone it is a fault like any other
+        reproduce.work_off([missing], options)
 
 
 def test_the_list_has_every_target_and_every_cell_of_the_paper_is_one():
