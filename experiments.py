@@ -131,6 +131,7 @@ PAPER = [
         dict(meta_step_size=0.01, kl_constrain_step=-1, hvp='finite_difference', sampling_workers=8),
         'maml_rl: cluster_maml_trpo_*.py',
     ),
+    ({'rl': True}, dict(subsample_factor=1.0), 'maml_rl: conjugate_gradient_optimizer.py:129'),
     (
         {'rl': True},
         dict(
@@ -333,6 +334,7 @@ def rl_run_name(config):
             f'_step{config.num_updates}' if config.num_updates > 1 else '',
             f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
             '_exacthvp' if config.hvp == 'exact' else '',
+            f'_sub{config.subsample_factor}' if config.subsample_factor != 1 else '',
             '_stopgrad' if config.stop_grad else '',
             f'_{config.baseline}' if config.baseline else '',
             '_learnlr' if config.learn_update_lr else '',

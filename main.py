@@ -78,6 +78,7 @@ enum(
     ['finite_difference', 'exact'],
     'how TRPO multiplies vectors by the Hessian of that KL divergence: exact is beyond the original, and faster.',
 )
+number('subsample_factor', None, 'share of the tasks over which these products are taken; less than 1 is faster.')
 integer(
     'update_batch_size',
     None,
@@ -177,7 +178,7 @@ SUPERVISED_ONLY = {
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video', 'random_policies', 'hvp', 'test_seed'),
+    *('test_update_lr', 'video', 'random_policies', 'hvp', 'subsample_factor', 'test_seed'),
 }
 
 

@@ -40,10 +40,10 @@ FREE = {
 TRAINING = {
     *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
     *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers', 'data_digest'),
-    'hvp',
+    *('hvp', 'subsample_factor'),
 }
 # What runs were made with whose config.json does not say, because the setting is newer.
-BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference', 'precision': 'float32'}
+BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'precision': 'float32'}
 
 
 class Run:

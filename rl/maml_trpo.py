@@ -34,6 +34,7 @@ class MetaSettings:
     stop_grad: bool = False  # take the inner gradient for a constant
     kl_constrain_step: int = -1  # whose KL is limited: the post-update policy, or that before inner step k
     hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
+    subsample_factor: float = 1.0  # share of the tasks that these products are taken over, the first
     trust_region: TrustRegion = field(default_factory=TrustRegion)
 
 
@@ -158,7 +159,14 @@ class MamlTrpo:
         return self._kl_gradient(theta, tuple(steps)).numpy()
 
     def kl_hessian(self, theta, steps):
-        """Return the function v -> H v of flat vectors, H the Hessian of the mean KL at the theta that drew `steps`."""
+        """Return the function v -> H v of flat vectors, H the Hessian of the mean KL at the theta that drew `steps`.
+
+        With a subsample_factor the mean is over that share of the tasks alone, at least one: the first, which are any,
+        since all are drawn anew for each iteration (maml_rl: conjugate_gradient_optimizer.py:243-253 draws rows).
+        """
+        if self.settings.subsample_factor < 1:
+            tasks = max(1, round(self.settings.subsample_factor * len(steps[0].valid)))
+            steps = [Samples(*[x[:tasks] for x in samples]) for samples in steps]
         if self._kl_hessian:
             return self._kl_hessian.at(theta, steps)
         return lambda v: finite_difference_product(lambda t: self.kl_gradient(t, steps), theta, v)

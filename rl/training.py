@@ -72,6 +72,7 @@ def make_model(config, threads):
         stop_grad=config.stop_grad,
         kl_constrain_step=config.kl_constrain_step,
         hvp=config.hvp,
+        subsample_factor=config.subsample_factor,
         trust_region=TrustRegion(max_kl=config.meta_step_size),
     )
     return MamlTrpo(policy, settings, config.seed, threads)

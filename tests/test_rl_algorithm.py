@@ -258,6 +258,25 @@ def test_exact_hessian_products(settings):
         assert relative_error(product(v), tape.gradient(gradient, variable, output_gradients=v)) < 1e-5
 
 
+@pytest.mark.parametrize('hvp', ['finite_difference', 'exact'])
+def test_products_over_a_share_of_the_tasks(hvp):
+    """They are those of the first tasks alone; all else in the outer step is over all tasks."""
+    some, theta, steps = meta_problem(moved=0.0, hvp=hvp, num_updates=1, subsample_factor=0.7)  # 2 of 3 tasks
+    every, v = meta_problem(moved=0.0, hvp=hvp, num_updates=1)[0], np.linspace(-1, 1, theta.size, dtype=np.float32)
+    steps = steps[:2]
+    first = [Samples(*[x[:2] for x in samples]) for samples in steps]
+    product = some.kl_hessian(theta, steps)(v)
+    assert relative_error(product, every.kl_hessian(theta, first)(v)) < 1e-6
+    assert relative_error(product, every.kl_hessian(theta, steps)(v)) > 0.01
+    ours, theirs = some.step(theta, steps), every.step(theta, steps)
+    np.testing.assert_array_equal(ours.gradient, theirs.gradient)
+    assert (ours.loss_after, ours.kl_after) == pytest.approx(every.loss_and_kl(ours.theta, steps), abs=1e-6)
+    assert relative_error(ours.direction, theirs.direction) > 0.01
+    least = meta_problem(moved=0.0, hvp=hvp, num_updates=1, subsample_factor=0.01)[0]  # one task
+    first = [Samples(*[x[:1] for x in samples]) for samples in steps]
+    assert relative_error(least.kl_hessian(theta, steps)(v), every.kl_hessian(theta, first)(v)) < 1e-6
+
+
 def plain_kl(case, theta):
     """Mean KL of a golden case without map_fn, so that it can be differentiated twice from outside."""
     tasks = [[samples.of_task(i) for samples in case.steps] for i in range(3)]
