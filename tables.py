@@ -126,8 +126,9 @@ def study_table(root):
             few = tests[:-1]  # of three seeds
             of_directions = zip(*([means[1] for means in test['by_direction'].values()] for test in few))
             values = [test['mean'][1] for test in few]
+            start = {'init_from': f'results/{target.start}/seed{seed}/weights.npz'} if target.start else {}
             row = [
-                f'`{" ".join(arguments(target.flags))}`',
+                f'`{" ".join(arguments(target.flags | start))}`',
                 seed,
                 iterations(tests[0]['iterations'], work.total),
                 f'{work.done()[1] / 3600:.1f}',

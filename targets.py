@@ -27,7 +27,7 @@ class Target:
     tests: for each test of the trained model a label and main.py's flags; the paper reads the first.
     steps: the numbers of gradient steps after which it reads (-1: the support set); paper, interval: its values there
     and their 95 % half-widths, in the units of the test (accuracies in percent). hours: of training, measured on two
-    cores.
+    cores. start: the run from whose weights training starts, that of the same seed; '' for fresh ones.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Target:
     paper: tuple = ()
     interval: tuple = ()
     hours: float = 0
+    start: str = ''
 
 
 def image_target(experiment, method, paper, interval, hours, **flags):
@@ -97,19 +98,21 @@ def study_targets(paper):
     )
     tests += (('100 rollouts', {'test_update_batch_size': 100, 'test_num_updates': 1}),)
     fast = {'hvp': 'exact', 'subsample_factor': 0.25}  # less than half the time of an iteration
-    recipes = {
-        'maml': ONE_WORKER,
-        'workers': {},
-        'workers_fast': fast,
-        'rollouts40': {'update_batch_size': 40},
-        'rollouts40_fast': {'update_batch_size': 40, **fast},
-        'rollouts40_learned_alpha': {'update_batch_size': 40, 'learn_update_lr': True, **fast},
-        'rollouts40_tasks80': {'update_batch_size': 40, 'meta_batch_size': 80, **fast},
+    recipes = {  # and the run that it goes on from
+        'maml': (ONE_WORKER, ''),
+        'workers': ({}, ''),
+        'workers_fast': (fast, ''),
+        'workers_fast_kl0.005': ({'meta_step_size': 0.005, **fast}, 'workers_fast'),
+        'rollouts40': ({'update_batch_size': 40}, ''),
+        'rollouts40_fast': ({'update_batch_size': 40, **fast}, ''),
+        'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **fast}, ''),
+        'rollouts40_tasks80': ({'update_batch_size': 40, 'meta_batch_size': 80, **fast}, ''),
     }
-    for run, flags in recipes.items():
+    for run, (flags, start) in recipes.items():
         flags = {'datasource': 'cheetah_dir', **({'metatrain_iterations': 150} if run != 'maml' else {}), **flags}
         curve = tuple(paper['mean'][:2]), tuple(paper['ci95'][:2])
-        yield Target(f'study/{run}', f'cheetah_dir/{run}', flags, tests, (0, 1), *curve, hours=1)
+        start = start and f'cheetah_dir/{start}'
+        yield Target(f'study/{run}', f'cheetah_dir/{run}', flags, tests, (0, 1), *curve, hours=1, start=start)
 
 
 def precision_targets():
@@ -249,6 +252,8 @@ class Work:
     def __init__(self, target, seed, root, data_dir=None):
         self.target, self.seed = target, seed
         self.folder = root / target.run / f'seed{seed}'
+        start = root / target.start / f'seed{seed}' / 'weights.npz'
+        self.start = {'init_from': os.path.relpath(start)} if target.start else {}  # a flag of training alone
         self.flags = {**target.flags, 'seed': seed, 'max_to_keep': 1}
         source = experiments.SOURCES[target.flags.get('datasource', 'sinusoid')]
         self.rl = source.rl
@@ -312,7 +317,7 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         with logged(self.folder / 'log.txt'):
             if train and self.done()[0] < self.total:
-                main.run(*self.settings(), os.path.relpath(self.folder))
+                main.run(*self.settings(**self.start), os.path.relpath(self.folder))
             for test, (_, flags) in enumerate(self.target.tests):
                 if not self.tested(test) or (force and not train):
                     main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))

@@ -1,6 +1,7 @@
 """reproduce.py: targets are worked off and go on, tables say what is in results/, numbers belong to their weights."""
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -91,6 +92,20 @@ def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp
     unknown = command('table1/omniglot_5way_1short')
     assert unknown.returncode == 2 and 'did you mean table1/omniglot_5way_1shot' in unknown.stderr
     assert unknown.stderr.count('\n') == 1
+
+
+def test_a_run_starts_from_the_weights_of_another(done, tmp_path):
+    """And what is tested are its own."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    flags = TINY.flags | {'metatrain_iterations': 10, 'meta_lr': 1e-6, 'num_test_tasks': 5}
+    work = Work(dataclasses.replace(TINY, run='sinusoid/more', flags=flags, start='sinusoid/tiny'), 1, tmp_path)
+    work.do()
+    with np.load(work.folder / 'weights.npz') as ours, np.load(tmp_path / 'sinusoid/tiny/seed1/weights.npz') as start:
+        moved = np.abs(ours['weights/w2'] - start['weights/w2']).max()
+        assert 0 < moved < 1e-4 and ours['trained'] == 10
+    assert 'sinusoid/more/seed1/model10.npz' in work.result()['checkpoint'] and work.finished()
+    with pytest.raises(UserError, match='nowhere'):
+        Work(dataclasses.replace(TINY, run='sinusoid/lost', start='nowhere'), 1, tmp_path).do()
 
 
 def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatch, capsys):
