@@ -78,7 +78,7 @@ enum(
     ['finite_difference', 'exact'],
     'how TRPO multiplies vectors by the Hessian of that KL divergence: exact is beyond the original, and faster.',
 )
-number('subsample_factor', None, 'share of the tasks over which these products are taken; less than 1 is faster.')
+number('subsample_factor', None, 'share of the tasks over which TRPO takes these products; less than 1 is faster.')
 integer(
     'update_batch_size',
     None,

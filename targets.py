@@ -186,6 +186,7 @@ GROUPS = {
         'table1/omniglot_5way_1shot_noconv',
         'table1/omniglot_5way_5shot_noconv',
         'table3/omniglot_5way_1shot_context',
+        'table3/omniglot_5way_5shot_context',
         *(target.name for target in PRECISION),
         *(target.name for target in STUDY),
         'table1/omniglot_5way_5shot',
@@ -196,7 +197,6 @@ GROUPS = {
             for s in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')
             for m in ('pretrain', 'oracle')
         ),
-        'table3/omniglot_5way_5shot_context',
         'table1/miniimagenet_5way_1shot',
         'table1/omniglot_20way_1shot',
         'table1/miniimagenet_5way_5shot_first_order',
