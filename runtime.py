@@ -70,11 +70,11 @@ def ctrl_c_deferred():
         yield
         return
     resource_tracker.ensure_running()  # it comes with the first such process, and would let Ctrl-C through
-    mask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = mask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        mask(signal.SIG_UNBLOCK, [signal.SIGINT])
+        mask(signal.SIG_SETMASK, before)
 
 
 def not_written(path, reason):
@@ -136,7 +136,10 @@ def start(threads=None):
     with open(os.devnull, 'w') as nowhere:
         os.dup2(nowhere.fileno(), 2)  # while it is loaded, TensorFlow's C++ heeds no log level
     try:
-        import tensorflow as tf  # here, so that the settings above are read
+        # As they are loaded, some modules of NumPy and h5py pass over any exception, and Ctrl-C would be lost.
+        with ctrl_c_deferred():
+            import numpy.random  # noqa: F401  NumPy itself does so at its first use
+            import tensorflow as tf  # here, so that the settings above are read
     finally:
         os.dup2(kept, 2)
         os.close(kept)

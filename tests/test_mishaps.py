@@ -168,6 +168,23 @@ def test_ctrl_c_in_a_test(trained):
     assert process.returncode == 130 and output == 'main.py: stopped\n'
 
 
+def test_ctrl_c_while_a_module_is_loaded_that_ignores_it():
+    """numpy.random is compiled by Cython: what its memory views register under `try: … except: pass`."""
+    program = """
+import abc, os, runpy, signal, sys
+def interrupted(cls, subclass):
+    if 'numpy.random' in sys.modules:
+        abc.ABCMeta.register = register  # once is enough
+        os.kill(os.getpid(), signal.SIGINT)
+    return register(cls, subclass)
+register, abc.ABCMeta.register = abc.ABCMeta.register, interrupted
+sys.argv = ['main.py', '--train=False', '--init_from=no_such_weights']
+runpy.run_path('main.py', run_name='__main__')
+"""
+    ended = subprocess.run([sys.executable, '-c', program], cwd=MAIN.parent, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, 'main.py: stopped\n')
+
+
 # ---- What reads the output -------------------------------------------------------------------------------------
 
 
