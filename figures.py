@@ -117,7 +117,8 @@ def draw_steps(axis, title, results):
         axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.2, linewidth=0)
         draw_paper(axis, paper, mark, color=colour)
     if len(axis.lines) > len(results):
-        draw_paper(axis, {np.nan: np.nan}, 'o', color='black', label="the paper's")  # for the legend
+        mark = mark if len(results) == 1 else 'o'
+        draw_paper(axis, {np.nan: np.nan}, mark, color='black', label="the paper's")  # for the legend
     unit = ' in %' if results[0]['measure'] == 'accuracy' else ''
     axis.set(title=title, xlabel='gradient steps', ylabel=results[0]['measure'] + unit, xticks=range(last + 1))
 
