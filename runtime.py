@@ -130,6 +130,7 @@ def start(threads=None):
     threads = threads or available_cores()
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.5 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
+    os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow loads one of two Keras, and this one sooner
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
     kept = os.dup(2)

@@ -226,9 +226,10 @@ def test_a_piece_of_training_ends_with_its_block_at_a_checkpoint_and_with_pretra
 
 
 def test_reinforcement_learning_needs_nothing_of_supervised_learning():
+    """Nor the slower of the two Keras, of which TensorFlow loads one and TensorFlow Probability the other."""
     code = (
-        'import sys; sys.path.insert(0, sys.argv[1]); import rl.training; '
-        'print({"training", "maml", "networks", "data_generator", "images", "distribute"} & set(sys.modules))'
+        'import sys; sys.path.insert(0, sys.argv[1]); import runtime; runtime.start(); import rl.training; '
+        'print({"training", "maml", "networks", "data_generator", "images", "distribute", "keras"} & set(sys.modules))'
     )
     done = subprocess.run([sys.executable, '-c', code, str(MAIN.parent)], capture_output=True, text=True)
     assert done.stdout.strip() == 'set()', done.stderr
