@@ -99,7 +99,9 @@ def moments_batch_norm(x, beta):
 
 
 def keras_batch_norm(x, beta):
-    layer = tf.keras.layers.BatchNormalization(scale=False, center=False, epsilon=utils.BATCH_NORM_EPSILON)
+    import keras  # version 3, where tf.keras is the older one here (runtime.py)
+
+    layer = keras.layers.BatchNormalization(scale=False, center=False, epsilon=utils.BATCH_NORM_EPSILON)
     return layer(x, training=True) + beta
 
 
