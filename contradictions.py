@@ -169,6 +169,7 @@ CONTRADICTIONS = {
             '--num_updates={num_updates}',
         ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
+        (lambda c: c.baseline == 'random' and c.init_from, '--baseline=random is untrained: drop it or --init_from'),
         (lambda c: c.baseline != 'random' and c.random_policies, '--random_policies is for --baseline=random: drop it'),
         (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),
         (lambda c: c.video and c.train, '--video is made by a test: add --train=False'),

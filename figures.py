@@ -212,6 +212,8 @@ def errors(results, shots):
     results = [r for r in results if r['settings']['baseline'] in (None, 'pretrain', 'oracle')]
     panels = {k: [r for r in results if r['settings']['update_batch_size'] == k] for k in shots}
     panels = {k: found for k, found in panels.items() if found}
+    if not panels:
+        raise UserError(f'no test of a sinusoid with K = {" or ".join(map(str, shots))}: python reproduce.py figure6')
     figure = Figure((max(3.5 * len(panels), 5), 3.4), layout='constrained')
     for axis, (k, found) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
         draw_steps(axis, f'K = {k}', found)

@@ -54,8 +54,11 @@ def check(work, tasks):
 
 
 def check_all(targets, root, data_dir, tasks):
-    """Check all results whose weights are there; print a line each; return whether all hold."""
-    sound, checked = True, set()
+    """Check all results whose weights are there; print a line each; return whether all hold.
+
+    UserError, at the end, where some could not be checked, for want of the images for example.
+    """
+    sound, checked, not_checked = True, set(), 0
     for target in targets:
         for seed in seeds(target, root):
             work = Work(target, seed, root, data_dir)
@@ -66,9 +69,12 @@ def check_all(targets, root, data_dir, tasks):
                 against = check(work, tasks)
             except UserError as error:
                 print(f'{target.name}, seed {seed}: not checked ({error})')
+                not_checked += 1
                 continue
             print(f'{target.name}, seed {seed}: {against or "its numbers can have come from its weights"}')
             sound = sound and not against
+    if not_checked and sound:
+        raise UserError(f'{not_checked} of {len(checked)} results not checked, as said above; the others hold')
     return sound
 
 
@@ -137,7 +143,7 @@ def command_line():
     parser.add_argument('--tasks', type=int, default=40, help='tasks of each --check (default: %(default)s)')
     parser.add_argument('--minutes', type=float, help='stop after so many minutes; the same command goes on')
     parser.add_argument('--seed', type=int, default=1, help='seed of weights and tasks (default: %(default)s)')
-    parser.add_argument('--force', action='store_true', help='begin anew, and lose what is there of these targets')
+    parser.add_argument('--force', action='store_true', help='begin anew; what is there of these targets is put aside')
     parser.add_argument('--data_dir', help='folder with omniglot_resized and miniImagenet (default: data/)')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where they are kept')
     with runtime.in_one_line():
@@ -149,6 +155,8 @@ def run(options):
     targets = select(options.targets or ['all']) if options.targets or not options.list else TARGETS
     if not (options.targets or options.list or options.table or options.check):
         raise UserError('name a target, or give --list, --table or --check (--help says more)')
+    if options.table and options.results.resolve() != ROOT / 'results':
+        raise UserError('--table writes the tables of this repository, which are of its own results/: drop --results')
     runtime.start()
     if options.table:
         for path, text in tables(options.results):

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
+from experiments import SOURCES
 from runtime import UserError, not_written, replacing
 
 try:
@@ -42,6 +43,7 @@ TRAINING = {
     *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers', 'data_digest'),
     *('hvp', 'subsample_factor'),
 }
+TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
 # What runs were made with whose config.json does not say, because the setting is newer.
 BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'precision': 'float32'}
 
@@ -135,8 +137,7 @@ class Run:
     def prepare(self):
         """Make or take up the folder and bring the model to its starting point; return the iteration."""
         if not self.config.resume and checkpoint.exists(self.folder):
-            aside = next(f'{self.folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{self.folder}.{n}'))
-            os.rename(self.folder, aside)
+            aside = put_aside(self.folder)
             self.exits.enter_context(locked(self.folder))  # a new one
             print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
         if checkpoint.exists(self.folder):
@@ -190,6 +191,13 @@ def locked(folder):
                 message = f'{folder} is being trained by another process: wait for it, or choose another --logdir'
                 raise UserError(message) from None
         yield
+
+
+def put_aside(folder):
+    """Rename `folder`, of a run that begins anew, to the first free name `folder`.1, .2, …; return that name."""
+    aside = next(f'{folder}.{n}' for n in itertools.count(1) if not os.path.exists(f'{folder}.{n}'))
+    os.rename(folder, aside)
+    return aside
 
 
 def write_config(config, origins, folder):
@@ -250,6 +258,7 @@ def history(config, path, state):
     except UserError:
         trained = {}
     done, seconds = checkpoint.done(folder)
+    of_training = TRAINING | (TRAINING_RL if SOURCES[config.datasource].rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
     return {
         'checkpoint': path,
@@ -257,5 +266,5 @@ def history(config, path, state):
         'iterations': done or state.get('iteration'),
         'iterations_asked': sum(filter(None, asked)) if trained else None,
         'seconds_trained': seconds if done else state.get('seconds'),
-        'settings': {k: trained.get(k) if k in TRAINING else v for k, v in vars(config).items()},
+        'settings': {k: trained.get(k) if k in of_training else v for k, v in vars(config).items()},
     }

@@ -9,7 +9,6 @@ import difflib
 import json
 import os
 import pathlib
-import shutil
 import sys
 from dataclasses import dataclass
 
@@ -232,7 +231,7 @@ PROTOCOL = (
         'test_query',
         'update_lr_grid',
     ),
-    *('test_update_batch_size', 'test_update_lr'),
+    *('test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed'),
 )
 
 
@@ -269,7 +268,10 @@ class Work:
     def result(self, test=0):
         """Return what the test of this number wrote, None where it was not done."""
         path = self.folder / f'{self.test_name(test)}.json'
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as error:
+            raise UserError(f'{path} cannot be read ({error}): bring it back, or delete it and test again') from None
 
     def test_name(self, test):
         """Return the name of the files of the test of this number."""
@@ -308,9 +310,11 @@ class Work:
     def do(self, force=False, train=True):
         """Train what is left, unless told not to, and do the tests that are missing; with force everything anew."""
         import checkpoint
+        from run import locked, put_aside
 
         if force and train and self.folder.exists():
-            shutil.rmtree(self.folder)
+            with locked(self.folder):
+                print(f'--force: what was in {self.folder} is now in {put_aside(self.folder)}')
         if self.finished() and not force:
             print(f'{self.target.name}, seed {self.seed}: finished')
             return

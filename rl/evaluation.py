@@ -62,7 +62,7 @@ def test(config, model, folder, tested, threads, paper):
     start, tasks, policies = time.time(), test_tasks(config), config.random_policies or 1
     alphas = step_sizes(config, model.step_sizes())
     os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
-    returns = []  # of each policy: [tasks, columns]
+    each = []  # policy: [tasks, columns]
     with tqdm(total=policies * (len(alphas) + 1), desc='testing', unit=' steps', disable=None) as progress:
         for number in range(policies):
             if number:
@@ -81,10 +81,10 @@ def test(config, model, folder, tested, threads, paper):
                     collected, adapted = adapt_and_measure(model, sampler, alphas, progress.update)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
                 raise UserError(f'the test broke off, {error}: try a smaller --test_update_lr') from None
-            returns.append(np.transpose([paths.average_returns() for paths in collected]))
+            each.append(np.transpose([paths.average_returns() for paths in collected]))
             if number == 0:
                 first, phis = collected, adapted
-    returns = np.mean(returns, axis=1) if policies > 1 else returns[0]
+    returns = np.mean(each, axis=1) if policies > 1 else each[0]
     columns = ['before any step'] + [f'after {n} step{"s" if n > 1 else ""}' for n in range(1, len(alphas) + 1)]
     numbers = report.statistics(returns, ddof=1)
     print(
@@ -94,7 +94,7 @@ def test(config, model, folder, tested, threads, paper):
     )
     report.print_checkpoint(tested)
     report.print_table(columns, numbers, {columns[step]: value for step, value in paper.items()})
-    directions = by_direction(config.datasource, tasks, returns)
+    directions = by_direction(config.datasource, tasks, np.mean(each, axis=0))
     for words, mean in directions.items():
         print(f'{words}: ' + ', '.join(f'{value:.4g}' for value in mean))
 

@@ -218,6 +218,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('baseline=oracle test_num_updates=1', 'baseline=oracle test_num_updates=0'),
                 ('baseline=random metatrain_iterations=1', 'baseline=random'),
                 ('baseline=random test_iter=1 train=False', 'baseline=random train=False'),
+                ('baseline=random init_from=x.npz', 'baseline=random'),
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
                 ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
                 ('hvp=exact baseline=context', 'baseline=context'),

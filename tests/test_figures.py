@@ -311,3 +311,5 @@ def test_runs_and_tests_without_what_is_drawn_are_named(tmp_path, sinusoids):
         curves.of_run(tmp_path)
     with pytest.raises(UserError, match='kept no fits'):
         figures.fits([{k: v for k, v in result.items() if k != 'fits'} for result in sinusoids], [0])
+    with pytest.raises(UserError, match='no test of a sinusoid with K = 17'):
+        figures.errors(sinusoids, [17])

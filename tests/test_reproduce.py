@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import main
 import reproduce
+import run
 import tables
 import targets
 from networks import FullyConnected
@@ -71,6 +72,20 @@ def test_what_is_finished_is_left_alone_without_force(done, capsys):
     before = (work.folder / 'weights.npz').stat().st_mtime_ns
     work.do()
     assert 'finished' in capsys.readouterr().out and (work.folder / 'weights.npz').stat().st_mtime_ns == before
+
+
+def test_force_begins_anew_and_puts_aside_what_was_there(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    work = Work(dataclasses.replace(TINY, flags=TINY.flags | {'metatrain_iterations': 10}), 1, tmp_path)
+    with run.locked(work.folder), pytest.raises(UserError, match='being trained by another process'):
+        work.do(force=True)
+    assert (work.folder / 'weights.npz').exists()
+    work.do(force=True)
+    aside = work.folder.with_name('seed1.1')
+    assert work.done()[0] == 10 and str(aside) in capsys.readouterr().out
+    with np.load(aside / 'weights.npz') as kept:
+        assert kept['trained'] == 300
+    assert tables.seeds(TINY, tmp_path) == [1]
 
 
 def test_an_unfinished_target_goes_on_to_the_same_weights(done, tmp_path):
@@ -140,6 +155,8 @@ def test_the_papers_values_are_known_for_its_own_tests_alone():
         assert papers(*omniglot, *other) == {}
     assert papers('--train=False', '--update_batch_size=5', '--train_update_batch_size=10')[10] == 0.35
     assert papers('--datasource=ant_dir', '--test_num_updates=1') == {0: 8.66, 1: 499.15} and papers() == {}
+    for other in ('--test_seed=9', '--test_sampling_workers=2'):
+        assert papers('--datasource=ant_dir', other) == {}
 
 
 def test_groups_and_the_queue_name_targets():
@@ -218,6 +235,23 @@ def test_a_number_of_other_weights_is_found(done, tmp_path):
     result['mean_of_the_others'][2] *= 3
     path.write_text(json.dumps(result))
     assert 'query, after 1 step' in reproduce.check(work, 20)
+
+
+def test_what_cannot_be_read_is_no_result_that_holds(done, tmp_path):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    work = Work(TINY, 1, tmp_path)
+    weights = work.folder / 'weights.npz'
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match='1 of 1 results not checked'):
+        reproduce.check_all([TINY], tmp_path, None, 5)
+    (work.folder / f'{work.test_name(0)}.json').write_text('<<<<<<<')
+    with pytest.raises(UserError, match='cannot be read'):
+        tables.state(work)
+
+
+def test_the_tables_of_the_repository_are_of_its_own_results(tmp_path):
+    refused = command('--table', f'--results={tmp_path}')
+    assert refused.returncode == 2 and 'drop --results' in refused.stderr and refused.stderr.count('\n') == 1
 
 
 @pytest.mark.parametrize('source', ['sinusoid', 'point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'])

@@ -215,6 +215,21 @@ def test_random_is_the_mean_over_untrained_policies(tmp_path, monkeypatch):
     np.testing.assert_allclose(three['ci95'], 1.96 * per_policy.std(1, ddof=1) / np.sqrt(3), rtol=1e-6)
 
 
+def test_directions_are_those_of_the_tasks_for_random_policies_too(tmp_path):
+    flags = dict(datasource='cheetah_dir', baseline='random', metatrain_iterations=None, train=False)
+    tested = result(run_here(tmp_path, **flags, random_policies=2, test_num_updates=1, test_update_batch_size=1)[1])
+    backward, forward = tested['by_direction'].values()  # of two tasks and one: seed 1 of the original's
+    assert sum(task < 0 for task in tested['tasks']) == 2
+    np.testing.assert_allclose((2 * np.array(backward) + forward) / 3, tested['mean'], rtol=1e-6)
+
+
+def test_a_result_has_the_rollouts_and_alpha_of_the_training(tmp_path):
+    _, folder = run_here(tmp_path, update_lr=0.2)
+    weights = dict(train=False, init_from=str(folder / 'best.npz'), metatrain_iterations=None, save_interval=None)
+    kept = result(run_here(tmp_path / 'other', **weights, update_batch_size=7, test_update_batch_size=3)[1])['settings']
+    assert (kept['update_batch_size'], kept['update_lr'], kept['test_update_batch_size']) == (2, 0.2, 3)
+
+
 def test_only_the_context_is_adapted(tmp_path):
     """And its step size is learned, in the first-order variant."""
     variant = dict(baseline='context', learn_update_lr=True, stop_grad=True, test_num_updates=2)
