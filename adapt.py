@@ -44,7 +44,7 @@ def run(config):
     size = 'learned sizes' if config.learn_update_lr else f'{config.update_lr:g}'
     print(f'adapted to {images}, in {config.test_num_updates} steps of {size}')
     if config.save_adapted:
-        checkpoint.write_weights(config.save_adapted, theta)
+        checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}')
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))

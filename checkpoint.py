@@ -5,6 +5,7 @@ from a checkpoint exactly as if it had not stopped. A finished run can be packed
 Also reads the weights of the original's TF1 checkpoints.
 """
 
+import contextlib
 import os
 import re
 import zipfile
@@ -47,8 +48,16 @@ def write(path, model, **numbers):
         np.savez(file, **numbers, **{name: variable.numpy() for name, variable in variables(model).items()})
 
 
-def write_weights(path, weights):
-    """Write `weights`, tensors by name, to a file from which `restore_weights` can take them; whole or not at all."""
+def write_adapted(config, weights):
+    """Write adapted `weights`, tensors by name, to config.save_adapted, from where `restore_weights` can take them.
+
+    Whole or not at all; UserError for weights that are not finite, or in the place of those that they come from.
+    """
+    path = config.save_adapted
+    if not all(np.isfinite(weight).all() for weight in weights.values()):
+        raise UserError('the adapted weights are not finite: try a smaller --update_lr')
+    if os.path.realpath(path) == os.path.realpath(config.init_from):
+        raise UserError(f'--save_adapted={path} would be written over the weights of --init_from: choose another name')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path, 'wb') as file:
         np.savez(file, iteration=0, **{f'weights/{name}': weight.numpy() for name, weight in weights.items()})
@@ -138,11 +147,11 @@ def best_so_far(folder, iteration, name):
 
 def done(folder):
     """Return the number of iterations that the run in `folder` has done, and the seconds they took (NaN: not known)."""
-    paths = find(folder, packed=True)
-    if not paths:
-        return 0, 0.0
-    state = numbers(read(paths[0]))
-    return state.get('trained', state['iteration']), state.get('seconds', np.nan)
+    for path in find(folder, packed=True):  # the newest sound one, as in restore_latest
+        with contextlib.suppress(UserError):
+            state = numbers(read(path))
+            return state.get('trained', state['iteration']), state.get('seconds', np.nan)
+    return 0, 0.0
 
 
 def exists(folder):

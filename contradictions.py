@@ -1,5 +1,6 @@
 """What main.py refuses: values of a flag that make no sense, and settings that make none together."""
 
+import math
 import types
 
 import experiments
@@ -29,7 +30,7 @@ LIMITS = [
     (['channels'], lambda value: value in (1, 3), '1 or 3'),
     (
         ['split'],
-        lambda values: len(values) == 3 and values[0] > 0 and min(values) >= 0,
+        lambda values: len(values) == 3 and 0 < values[0] < math.inf and all(0 <= value < math.inf for value in values),
         'shares of training, validation and test, as 0.6,0.2,0.2',
     ),
     (['seed', 'test_seed'], lambda value: 0 <= value < 2**32, '0 or more, below 2 ** 32'),

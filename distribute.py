@@ -26,7 +26,7 @@ def make_strategy(kind, meta_batch_size):
             raise UserError('--distribute=multiworker needs the environment variable TF_CONFIG: see the README')
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        except (ValueError, KeyError, tf.errors.OpError) as error:
+        except (ValueError, KeyError, TypeError, tf.errors.OpError) as error:
             raise UserError(f'TF_CONFIG cannot be used ({" ".join(str(error).split())}): see the README') from None
     if meta_batch_size % strategy.num_replicas_in_sync:
         raise UserError(

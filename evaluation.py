@@ -39,10 +39,11 @@ def test(config, model, data, folder, tested, paper):
     tested: what `run.history` says of the model.
     """
     start, results = time.time(), []
+    alpha = [tf.constant(config.update_lr)] if config.update_lr_grid else []  # what was compiled before has another
     os.makedirs(folder, exist_ok=True)  # whoever cannot write there learns it before the test, not after
     with tqdm(total=config.num_test_tasks, desc='testing', unit=' tasks', disable=None) as progress:
         for tasks in data.test_batches(config.num_test_tasks):
-            results.append(model.evaluate(tasks, config.test_num_updates).numpy())
+            results.append(model.evaluate(tasks, config.test_num_updates, *alpha).numpy())
             progress.update(len(results[-1]))
     image = model.measure is not None
     measure = 'accuracy' if image else 'mean squared error'
@@ -72,7 +73,9 @@ def test(config, model, data, folder, tested, paper):
     if config.datasource == 'sinusoid':
         result['fits'] = fits(model, data, config)
     samples = functools.partial(image_samples, model, data, config) if image else None
-    report.write(os.path.join(folder, test_name(config)), csv_rows(summary), result, samples)
+    report.write(
+        os.path.join(folder, test_name(config, tested['settings'].get('seed'))), csv_rows(summary), result, samples
+    )
 
 
 def fits(model, data, config, number=3):
@@ -109,12 +112,15 @@ def image_samples(model, data, config, classes=10):
     return samples
 
 
-def test_name(config):
-    """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it."""
+def test_name(config, trained_seed=None):
+    """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it.
+
+    trained_seed: that of the run which is tested, where it is known.
+    """
     name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
-    if config.datasource != 'sinusoid':
-        name += '' if config.test_set else '_val'
-        name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
+    name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
+    name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
+    name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''
     return name + (f'_itr{config.test_iter}' if config.test_iter != -1 else '') + beyond_the_paper(config)
 
 

@@ -256,7 +256,7 @@ def settings_of(weights):
 
 
 def beyond_the_paper(config):
-    """Return what the name of a test's files says where its seed, tasks, steps or policies are not the paper's."""
+    """Return what the name of a test's files says where what is tested, or its tasks, steps, … are not the paper's."""
     values = {**vars(config), 'rl': SOURCES[config.datasource].rl}
     numbers = {}
     for where, settings, _ in PAPER:
@@ -264,7 +264,11 @@ def beyond_the_paper(config):
             numbers.update(settings)
     words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies', 'test_seed': 'seed'}
     words |= {'test_sampling_workers': 'workers'}
-    return ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
+    name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
+    if not config.init_from or config.train:
+        return name
+    folder, file = os.path.split(os.path.abspath(config.init_from))
+    return f'{name}_from_{os.path.basename(folder)}_{os.path.splitext(file)[0]}'
 
 
 def print_settings(config, origins, threads):

@@ -113,8 +113,8 @@ def make_data(config, source, folder):
     tables = {split: [numbers(path, columns) for path in files[split]] for split in wanted}
     if not trained:
         rows = np.concatenate(tables['train'])
-        deviation = rows.std(axis=0)
-        standard = {'mean': rows.mean(axis=0).tolist(), 'deviation': np.where(deviation > 0, deviation, 1).tolist()}
+        deviation = np.where(np.ptp(rows, axis=0) > 0, rows.std(axis=0), 1)  # that of equal numbers is not always 0
+        standard = {'mean': rows.mean(axis=0).tolist(), 'deviation': deviation.tolist()}
     config.standard = standard
     scale, unit = units(config)
     generators = {}
@@ -252,6 +252,9 @@ def units(config):
 def run(config):
     """Adapt the weights of config.init_from to the rows of a table; predict y in another, and keep them, if asked."""
     trained = trained_settings(config.init_from)
+    for name in ('x_columns', 'y_columns', 'hidden', 'norm'):
+        if getattr(config, name) not in (None, trained[name]):
+            raise UserError(f'the weights of {config.init_from} are of another --{name}: drop that flag')
     x, y, standard = (trained[name] for name in ('x_columns', 'y_columns', 'standard'))
     support = standardised(numbers(config.adapt, x + y), standard)
     new = standardised(numbers(config.predict, x), standard) if config.predict else None
@@ -262,7 +265,7 @@ def run(config):
     theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
     print(f'adapted to {len(support)} rows of {config.adapt} in {config.test_num_updates} steps')
     if config.save_adapted:
-        checkpoint.write_weights(config.save_adapted, theta)
+        checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))

@@ -26,7 +26,8 @@ def in_one_line():
     programs under Unix, and with 141 it ends where nobody reads its output any more (`… | head`).
     """
     if hasattr(sys.stdout, 'reconfigure'):
-        sys.stdout.reconfigure(line_buffering=True)  # into a file or a pipe, too, lines go as they are printed
+        # Lines go as they are printed into a file or a pipe, too, and names of files may have any bytes.
+        sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
     try:
         yield
         return

@@ -25,7 +25,7 @@ from experiments import MULTITASK, print_settings, source_of
 from images import settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
-from run import Run, history
+from run import Run, history, read_config
 from runtime import UserError, has_bfloat16
 from utils import accuracy, mse, xent
 
@@ -43,6 +43,7 @@ def run(config, origins, threads, folder, paper):
 
     paper: the paper's values for this test by number of steps.
     """
+    trained = images_of_training(config, folder) if config.datasource == 'images' and not config.train else {}
     if config.datasource == 'images':
         settle(config, origins)
     source = source_of(config)
@@ -58,6 +59,11 @@ def run(config, origins, threads, folder, paper):
     else:
         data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
+    if trained.get('split') and 'test' in data and data['test'].digest != trained['data_digest']:
+        raise UserError(
+            f'{config.data_dir} has not the images of the training, which drew from them the classes to test on: bring '
+            'them back, or put class folders to test on in a folder test/ elsewhere'
+        )
     with strategy.scope():
         model = make_model(config, source, threads)
     if config.train and config.baseline in MULTITASK:
@@ -77,6 +83,25 @@ def run(config, origins, threads, folder, paper):
             tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
         test(config, model, data['test'], folder, tested, paper)
+
+
+def images_of_training(config, folder):
+    """Return the settings of the run on one's own images that is tested, whose size and split `config` gets.
+
+    {} where --init_from names weights of other images. UserError where the flags say another size or split.
+    """
+    try:
+        trained = read_config(os.path.dirname(config.init_from) if config.init_from else folder)
+    except UserError:
+        return {}
+    same = [os.path.realpath(settings.get('data_dir') or '') for settings in (trained, vars(config))]
+    if config.init_from and same[0] != same[1]:
+        return {}
+    for name in ('img_size', 'channels', 'split'):
+        if getattr(config, name) not in (None, trained.get(name)):
+            raise UserError(f'the run was made with --{name}={trained.get(name)}: drop --{name} or use that')
+        setattr(config, name, trained.get(name))
+    return trained
 
 
 def make_data(config, source):

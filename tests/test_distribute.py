@@ -116,5 +116,11 @@ def test_tasks_that_cannot_be_divided_are_refused():
     assert '--meta_batch_size=25 cannot be divided over 2 replicas' in error.splitlines()[-1]
 
 
+@pytest.mark.parametrize('cluster', ['{"worker": "127.0.0.1:1"}', '["127.0.0.1:1"]'])
+def test_a_tf_config_that_is_none_is_named(cluster):
+    env = {**os.environ, 'TF_CONFIG': f'{{"cluster": {cluster}, "task": {{"type": "worker", "index": 0}}}}'}
+    assert 'TF_CONFIG cannot be used' in run('--distribute=multiworker', code=2, env=env)
+
+
 def test_multiworker_needs_tf_config():
     assert 'TF_CONFIG' in run('--distribute=multiworker', code=2)

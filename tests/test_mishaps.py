@@ -249,6 +249,15 @@ def test_foreign_checkpoints_are_named(tmp_path, arrays):
         checkpoint.read(str(tmp_path / 'model1.npz'))
 
 
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_a_test(trained):
+    folder = trained / SINE
+    run_here(f'--logdir={trained}', *SHORT, '--log=False', '--metatrain_iterations=150', '--save_interval=50')
+    (folder / 'model150.npz').write_bytes((folder / 'model150.npz').read_bytes()[:999])
+    run_here(f'--logdir={trained}', *SHORT, '--train=False', '--log=False')
+    tested = json.loads((folder / 'test_ubs10_stepsize0.01_tasks2_steps1.json').read_text())
+    assert tested['iteration'] == tested['iterations'] == 100
+
+
 def test_an_array_is_no_checkpoint(tmp_path):
     with (tmp_path / 'model1.npz').open('wb') as file:
         np.save(file, np.zeros(3))

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -88,6 +89,22 @@ def test_training_and_testing(trained, capsys):
         do(*(flag.replace('4,0,1', '3,1,1') for flag in flags))
     with pytest.raises(UserError, match='0 classes in its val split'):
         do(*flags, '--train=False')
+
+
+def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path):
+    """Where the flags do not say them; what was trained on is not to be tested on."""
+    flags, folder = trained
+    test = [flag for flag in flags if not flag.startswith(('--split', '--channels'))] + ['--train=False', '--test_set']
+    config = do(*test)
+    assert (config.img_size, config.channels, config.split) == (10, 3, [4, 0, 1])
+    for flag in ('--split=3,1,1', '--img_size=9'):
+        with pytest.raises(UserError, match=f'made with {flag.split("=")[0]}=.*: drop'):
+            do(*test, flag)
+    shutil.copytree(flags[1].split('=')[1], tmp_path / 'data')
+    folders(tmp_path / 'data', ['one more'], size=10)
+    with pytest.raises(UserError, match='has not the images of the training'):
+        do(*test, f'--data_dir={tmp_path / "data"}')
+    do(*test, f'--data_dir={tmp_path / "data"}', f'--init_from={folder}/model2.npz')  # to test on other images
 
 
 def test_more_ways_than_in_training(trained):
@@ -253,6 +270,7 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--datasource=images --split=1,2', ['--split=']),
         ('--datasource=images --split=0,1,1', ['--split=']),
         ('--datasource=images --split=a,b,c', ['--split ']),
+        ('--datasource=images --split=0.6,0.2,nan', ['--split']),
         ('--datasource=omniglot --img_size=30', ['--img_size', '--datasource=images']),
         ('--datasource=point --adapt=a', ['--adapt']),
         ('--predict=a', ['--predict', '--adapt']),
@@ -263,6 +281,7 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--adapt=a --predict=b --init_from=/nowhere/a.npz --datasource=sinusoid', ['--adapt is for images']),
         ('--adapt=a --init_from={run}/model2.npz', ['--predict', '--save_adapted']),
         ('--adapt=a --save_adapted=a --init_from={run}/model2.npz', ['.npz']),
+        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={run}/model2.npz', ['over the weights']),
         ('--adapt=/nowhere --predict=b --init_from={run}/model2.npz', ['/nowhere']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz', ['5 folders', '--num_classes=5']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz --num_classes=6', ['outputs for 4 classes']),

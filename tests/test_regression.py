@@ -84,14 +84,14 @@ def test_columns_are_standardised_by_the_training_tables(folder):
     config, data, source = make_data(folder, x_columns=['t'], y_columns=['income'])
     for path in folder.iterdir():  # the same once more, with a constant column and in the order of x and y
         rows = regression.numbers(str(path), ['t', 'income'])
-        write_table(path, np.insert(rows, 0, 7, axis=1), 'seven,t,income')
+        write_table(path, np.insert(rows, 0, 9.81, axis=1), 'g,t,income')  # whose mean is not 9.81
     config, data, source = make_data(folder)
-    assert (config.x_columns, config.y_columns) == (['seven', 't'], ['income'])
+    assert (config.x_columns, config.y_columns) == (['g', 't'], ['income'])
     assert (source.dim_input, source.dim_output, source.dim_hidden) == (2, 1, (8,))
     rows = np.concatenate(data['train'].tables)
     np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(rows.std(0), [0, 1, 1], atol=1e-5)
-    raw = regression.numbers(regression.find_tables(folder, 1)[0]['test'][0], ['seven', 't', 'income'])
+    raw = regression.numbers(regression.find_tables(folder, 1)[0]['test'][0], ['g', 't', 'income'])
     back = data['test'].tables[0] * np.array(config.standard['deviation']) + config.standard['mean']
     np.testing.assert_allclose(back, raw, rtol=1e-4, atol=1e-3)
 
@@ -171,6 +171,7 @@ def test_the_numbers_of_the_training_are_those_of_a_test(folder, tmp_path):
     test = [flag for flag in flags(folder) if not flag.startswith(('--x_', '--y_', '--data_dir'))]
     test += ['--test_set', '--train=False', '--seed=7']
     other = run_here(*test, f'--data_dir={tmp_path / "other"}', weights)
+    name = f'test_ubs4_stepsize0.01_seed7_tasks12_steps2_from_{run.name}_model100.json'
     result = json.loads((other / name).read_text())
     assert result['settings']['standard'] == first['settings']['standard']
     assert result['settings']['y_columns'] == ['income'] and result['mean'][0] != first['mean'][0]
@@ -199,6 +200,18 @@ def test_pretraining_has_a_step_size_tuned_on_validation_tables(folder, monkeypa
     assert result['settings']['update_lr'] == [0.01, 0.2][int(np.argmin(errors))] and min(errors) > 1000
     (tables,) = seen
     np.testing.assert_array_equal(tables, make_data(folder, x_columns=['t'], y_columns=['income'])[1]['val'].tables)
+
+
+def test_what_training_compiled_is_not_taken_for_the_tuned_step_size(folder, monkeypatch):
+    """Where its look at the validation tables computes as many tasks and steps as the test."""
+    monkeypatch.setattr(training, 'VALIDATION_TASKS', 12)
+    monkeypatch.setattr(training, 'TEST_PRINT_INTERVAL', 50)
+    command = flags(folder, '--metatrain_iterations=100', '--baseline=pretrain', '--test_set', '--update_lr_grid=0.2')
+    means = []
+    for train in (True, False):
+        run = run_here(*command, '--test_num_updates=1', '--test_query=5', f'--train={train}')
+        means.append(json.loads(next(run.glob('test*.json')).read_text())['mean'])
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
 
 
 def test_several_columns_have_no_unit_in_common(folder):
@@ -240,6 +253,16 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
         np.testing.assert_allclose(saved['weights/w2'], w['w2'], rtol=1e-4, atol=1e-6)
     expected = network.forward(x[5:], w).numpy()[:, 0] * deviation[1] + mean[1]
     np.testing.assert_allclose([float(row[2]) for row in found], expected, rtol=1e-4)
+    for more, words in (
+        (f'--save_adapted={run / "model100.npz"}', 'over the weights of --init_from'),
+        ('--hidden=9', 'of another --hidden'),
+        ('--y_columns=t', 'of another --y_columns'),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_here(*command, weights, more)
+    with pytest.raises(UserError, match='adapted weights are not finite'):
+        run_here(command[0], weights, '--update_lr=1e39', f'--save_adapted={tmp_path / "useless.npz"}')
+    assert not (tmp_path / 'useless.npz').exists()
     with pytest.raises(UserError, match='would be written over'):
         run_here(command[0], f'--predict={tmp_path / "out" / "predictions.csv"}', command[2], weights)
 

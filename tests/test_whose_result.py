@@ -56,7 +56,7 @@ def test_a_result_has_the_settings_of_its_training(trained, capsys):
     """Those in config.json, whatever the command of the test says; and the folder keeps the run's own."""
     run_here(f'--logdir={trained}', *SHORT, '--train=False', '--seed=7', '--meta_lr=0.5')
     assert 'model200.npz, iteration 200' in capsys.readouterr().out
-    result = json.loads((trained / SINE / 'test_ubs10_stepsize0.01_tasks2_steps1.json').read_text())
+    result = json.loads((trained / SINE / 'test_ubs10_stepsize0.01_seed7_tasks2_steps1.json').read_text())
     assert result['settings']['meta_lr'] == 0.002 and result['settings']['seed'] == 1 and result['test_seed'] == 7
     assert (result['iteration'], result['iterations'], result['iterations_asked']) == (200, 200, 200)
     assert json.loads((trained / SINE / 'config.json').read_text())['settings']['meta_lr'] == 0.002
