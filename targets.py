@@ -51,7 +51,7 @@ def image_target(experiment, method, paper, interval, hours, **flags):
 
 
 # These policies in results/ were trained before the original's workers were ported (docs/fidelity.md, row 12 of
-# reinforcement learning), and the ant's random ones tested; all others are made as the paper's were.
+# reinforcement learning, and departure n), and the ant's random ones tested; all others are made as was released.
 ONE_WORKER = {'sampling_workers': 1}
 MADE_BY_ONE = {f'cheetah_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'pretrain', 'oracle')}
 MADE_BY_ONE |= {f'ant_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'random')}
