@@ -79,11 +79,6 @@ class Convolutional:
         return range(self.blocks)
 
     @property
-    def dim_input(self):
-        """Pixels of an image, times channels."""
-        return self.img_size * self.img_size * self.channels
-
-    @property
     def adapted(self):
         """conv1, b1, … conv4, b4, w5, b5; norm parameters are not adapted."""
         return [name for i in range(1, self.blocks + 1) for name in (f'conv{i}', f'b{i}')] + ['w5', 'b5']

@@ -192,7 +192,8 @@ def train(config, origins, threads, model, data, folder, source, strategy):
         if run.chief:
             print_settings(config, origins, threads)
         run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
-        best = checkpoint.best_so_far(folder, run.iteration, 'score') if run.chief else None
+        looked = {'test_query': config.test_query}  # more query images are harder: their scores do not compare
+        best = checkpoint.best_so_far(folder, run.iteration, 'score', **looked) if run.chief else None
         train_block = distribute.block_trainer(strategy, model)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)
@@ -220,7 +221,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 score = after if model.measure else -after
                 if score >= best:
                     best, path = score, os.path.join(folder, checkpoint.BEST)
-                    checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score))
+                    checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score), **looked)
             if not run.goes_on():
                 break
 

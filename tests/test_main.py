@@ -2,10 +2,10 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
+import sys
 
 import image_folders
 import numpy as np
@@ -162,6 +162,7 @@ def test_the_weights_that_were_best_on_validation_are_kept(tmp_path, monkeypatch
     assert len(set(scores.values())) > 1 and best != 12, 'of no use: choose other settings'
     with np.load(folder / 'best.npz') as saved, np.load(folder / f'model{best}.npz') as then:
         assert (saved['iteration'], saved['score']) == (best, pytest.approx(scores[best], abs=1e-4))
+        assert saved['test_query'] == 1
         np.testing.assert_array_equal(saved['weights/w1'], then['weights/w1'])
 
     kept = (folder / 'best.npz').read_bytes()
@@ -226,6 +227,11 @@ def test_oracle_and_pretraining_use_their_own_optimiser(tmp_path):
 
 
 def test_help_is_quick_and_lists_the_flags():
-    """Flags are read before TensorFlow is loaded."""
-    result = subprocess.run(command('--help'), capture_output=True, text=True, timeout=60, env={**os.environ})
+    """Flags are read before TensorFlow and NumPy are loaded."""
+    loaded = subprocess.run(
+        [sys.executable, '-X', 'importtime', *command('--help')[1:]], capture_output=True, text=True
+    )
+    assert 'absl' in loaded.stderr
+    assert 'tensorflow' not in loaded.stderr and 'numpy' not in loaded.stderr
+    result = subprocess.run(command('--help'), capture_output=True, text=True)
     assert '--update_batch_size' in result.stdout and 'K of K-shot' in result.stdout

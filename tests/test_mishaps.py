@@ -197,6 +197,13 @@ def test_output_that_nobody_reads_ends_a_program_quietly():
     assert ended.returncode == 141 and not ended.stderr
 
 
+def test_names_that_are_no_text_are_printed():
+    program = 'import runtime\nwith runtime.in_one_line():\n    print("caf\\udce9")'
+    env = {**os.environ, 'PYTHONIOENCODING': 'utf-8:strict'}
+    ended = subprocess.run([sys.executable, '-c', program], cwd=MAIN.parent, capture_output=True, text=True, env=env)
+    assert (ended.returncode, ended.stdout) == (0, 'caf\\udce9\n')
+
+
 # ---- What is missing or foreign --------------------------------------------------------------------------------
 
 
@@ -271,6 +278,13 @@ def test_garbage_in_the_progress_is_dropped(tmp_path):
     (tmp_path / 'progress.csv').write_bytes(text)
     rl_training.begin_progress(tmp_path, 2)
     assert [line[0] for line in (tmp_path / 'progress.csv').read_text().splitlines()] == ['i', '0', '1']
+
+
+def test_the_best_of_other_validation_tasks_gives_way(tmp_path):
+    for kept in ({}, {'test_query': 1}):  # before, it was not kept
+        np.savez(tmp_path / 'best.npz', iteration=1, score=0.9, **kept)
+        assert checkpoint.best_so_far(tmp_path, 2, 'score', test_query=1) == 0.9
+    assert checkpoint.best_so_far(tmp_path, 2, 'score', test_query=15) == -np.inf
 
 
 def test_a_best_policy_without_its_return_gives_way(tmp_path):
