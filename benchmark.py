@@ -16,6 +16,7 @@ floating-point operations at that of GEMM. Nothing passes or fails.
 
 import argparse
 import collections
+import concurrent.futures
 import importlib.util
 import itertools
 import json
@@ -23,6 +24,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -299,11 +301,18 @@ def measure_rl(name, options):
 
 
 def in_a_process(function, *arguments):
-    """Return function(*arguments), in a process of its own that has not loaded TensorFlow yet."""
-    with runtime.ctrl_c_deferred():
-        pool = multiprocessing.get_context('spawn').Pool(1)
-    with pool:
-        return pool.apply(function, arguments)
+    """Return function(*arguments), in a process of its own that has not loaded TensorFlow yet; UserError if it dies."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        with runtime.ctrl_c_deferred():
+            process = pool.submit(os.getpid).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            message = 'the process that timed a row was killed, perhaps for want of memory: choose others by --only'
+            raise runtime.UserError(message) from None
+        except KeyboardInterrupt:
+            os.kill(process, signal.SIGTERM)
+            raise
 
 
 def supervised_line(row, earlier):

@@ -1,6 +1,7 @@
 """benchmark.py: the command runs and its numbers hang together; how fast anything is, is never tested."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from program import MAIN
 import benchmark
 import runtime
 from networks import Convolutional
+from runtime import UserError
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,11 @@ def test_ctrl_c_leaves_the_process_of_a_row_to_the_program():
     """In which it would print a traceback, since a terminal sends it to both."""
     assert signal.SIGINT in benchmark.in_a_process(blocked_signals_with_tensorflow)
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_process_that_is_killed_ends_the_benchmark():
+    with pytest.raises(UserError, match='was killed'):
+        benchmark.in_a_process(os.abort)
 
 
 def test_rates_of_the_sampler():
