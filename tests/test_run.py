@@ -33,7 +33,7 @@ def fresh():
 
 
 def settings(**given):
-    unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, init_from=None, meta_lr=0.1)
+    unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, datasource='sinusoid', init_from=None, meta_lr=0.1)
     unset |= {'pretrain_iterations': 0}
     return SimpleNamespace(**unset | given)
 
