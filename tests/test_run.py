@@ -33,8 +33,8 @@ def fresh():
 
 
 def settings(**given):
-    unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, datasource='sinusoid', init_from=None, meta_lr=0.1)
-    unset |= {'pretrain_iterations': 0}
+    unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, init_from=None, meta_lr=0.1)
+    unset |= {'pretrain_iterations': 0, 'datasource': 'sinusoid'}
     return SimpleNamespace(**unset | given)
 
 
