@@ -73,9 +73,8 @@ def test(config, model, data, folder, tested, paper):
     if config.datasource == 'sinusoid':
         result['fits'] = fits(model, data, config)
     samples = functools.partial(image_samples, model, data, config) if image else None
-    report.write(
-        os.path.join(folder, test_name(config, tested['settings'].get('seed'))), csv_rows(summary), result, samples
-    )
+    path = os.path.join(folder, test_name(config, tested['settings'].get('seed')))
+    report.write(path, csv_rows(summary), result, samples)
 
 
 def fits(model, data, config, number=3):

@@ -262,8 +262,10 @@ def beyond_the_paper(config):
     for where, settings, _ in PAPER:
         if all(values.get(flag) == value for flag, value in where.items()):
             numbers.update(settings)
-    words = {'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies', 'test_seed': 'seed'}
-    words |= {'test_sampling_workers': 'workers'}
+    words = {
+        **{'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'},
+        **{'test_seed': 'seed', 'test_sampling_workers': 'workers'},
+    }
     name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
     if not config.init_from or config.train:
         return name

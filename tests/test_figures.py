@@ -81,6 +81,15 @@ def test_returns_are_those_of_the_tests_and_of_the_paper():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ('gradient steps', 'average return')
 
 
+def test_the_legend_of_a_single_method_shows_its_mark():
+    path = ROOT / 'results/omniglot_5way_1shot/context/seed1/test_ubs1_stepsize0.4.json'
+    axis = figures.Figure().subplots()
+    figures.draw_steps(axis, 'one test', [json.loads(path.read_text())])
+    ours, papers, legend = axis.lines
+    assert legend.get_label() == "the paper's"
+    assert ours.get_marker() == papers.get_marker() == legend.get_marker() == figures.METHODS['context'][2] != 'o'
+
+
 def test_paths_of_the_first_task_and_its_goal():
     result = next(json.loads(path.read_text()) for path in POINT if '/maml/' in str(path))
     _, *panels = figures.returns([result]).axes

@@ -257,7 +257,7 @@ def test_the_tables_of_the_repository_are_of_its_own_results(tmp_path):
 @pytest.mark.parametrize('source', ['sinusoid', 'point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'])
 def test_the_numbers_in_results_can_have_come_from_the_weights_there(source, capsys):
     chosen = [target for target in targets.TARGETS if target.run.startswith(f'{source}/')]
-    assert reproduce.check_all(chosen, RESULTS, None, tasks=4), capsys.readouterr().out
+    assert reproduce.check_all(chosen, RESULTS, None, tasks=8), capsys.readouterr().out
     assert 'not checked' not in capsys.readouterr().out
 
 
