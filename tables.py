@@ -1,4 +1,4 @@
-"""What reproduce.py prints and writes of its targets: the list, and the tables of README.md and results/README.md."""
+"""What reproduce.py prints and writes of its targets: the list, and the tables of README.md and results/."""
 
 import csv
 import math
@@ -65,12 +65,11 @@ def results_table(root):
     for target in TARGETS:
         for seed in seeds(target, root):
             work = Work(target, seed, root)
-            hours = work.done()[1] / 3600
             for test, (label, _) in enumerate(target.tests):
                 result = work.result(test)
                 if not result:
                     continue
-                done = iterations(result.get('iterations'), work.total)
+                done, hours = iterations(result.get('iterations'), work.total), hours_of(work, test)
                 lines.append(
                     f'| [{target.name}]({work.folder.relative_to(root)}) | {seed} | {label} '
                     f'| {paper_numbers(target) if test == 0 else ""} | {numbers(work.values(test))}{diverging(result)} '
@@ -97,7 +96,7 @@ def readme_table(root):
         which = f'{len(runs)} seeds' if len(runs) > 1 else f'seed {runs[0].seed}'
         counts = ' to '.join(iterations(n, runs[0].total) for n in done) if done != [0] else ''
         values = average(runs)
-        hours = sum(work.done()[1] for work in runs) / 3600
+        hours = sum(hours_of(work) for work in runs)
         run = ', '.join(filter(None, [which, counts, f'{hours:.2g} h' if hours > 0 else '']))
         here = numbers(values) + diverging(*(work.result() for work in runs))
         lines.append(f'{row}| {here} | {agreement(target, values)} | {run} |')
@@ -131,8 +130,8 @@ def study_table(root):
                 f'`{" ".join(arguments(target.flags | start))}`',
                 seed,
                 iterations(tests[0]['iterations'], work.total),
-                f'{work.done()[1] / 3600:.1f}',
-                f'{statistics.mean(last_returns(work)):.0f}',
+                f'{hours_of(work):.1f}',
+                f'{statistics.mean(last_returns(work, tests[0]["iterations"])):.0f}',
                 f'{statistics.mean(values):.0f} ({", ".join(f"{value:.0f}" for value in values)})',
                 ', '.join(f'{statistics.mean(direction):.0f}' for direction in of_directions),
                 f'{tests[-1]["mean"][1]:.0f} ± {tests[-1]["ci95"][1]:.0f}',
@@ -141,19 +140,29 @@ def study_table(root):
     return lines
 
 
-def last_returns(work):
-    """Return the average returns after the inner step in the last ten iterations of a run."""
+def hours_of(work, test=0):
+    """Return the hours of training before a test; all of them where it did not keep that (NaN: not known)."""
+    return (work.result(test).get('seconds_trained') or work.done()[1]) / 3600
+
+
+def last_returns(work, done):
+    """Return the average returns after the inner step in the last ten of a run's `done` iterations."""
     with open(work.folder / 'progress.csv') as file:
-        return [float(row['return_after']) for row in csv.DictReader(file)][-10:]
+        return [float(row['return_after']) for row in csv.DictReader(file)][max(done - 10, 0) : done]
+
+
+# Student's t: the 97.5 % quantiles for 1, 2, … degrees of freedom; beyond them 1.96 is near enough.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
 def average(runs):
-    """Return the values of a run, or the means over several seeds with 95 % intervals over these."""
+    """Return the values of a run, or the means over several seeds with 95 % intervals over these (Student's t)."""
     if len(runs) == 1:
         return runs[0].values()
     columns = [[mean for mean, _ in column] for column in zip(*(work.values() for work in runs))]
     n = len(runs)
-    return [(statistics.mean(column), 1.96 * statistics.stdev(column) / math.sqrt(n)) for column in columns]
+    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96
+    return [(statistics.mean(column), t * statistics.stdev(column) / math.sqrt(n)) for column in columns]
 
 
 def diverging(*results):

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 import main
 import reproduce
@@ -192,7 +193,20 @@ def test_several_seeds_are_averaged(done, monkeypatch):
     for work, value in zip(runs, (1.0, 2.0, 6.0)):
         monkeypatch.setattr(work, 'values', lambda value=value: [(value, 0.1)])
     ((mean, width),) = tables.average(runs)
-    assert mean == 3 and width == pytest.approx(1.96 * np.std([1, 2, 6], ddof=1) / np.sqrt(3))
+    student = tfp.distributions.StudentT(np.arange(1.0, 1 + len(tables.STUDENT)), np.float64(0), np.float64(1))
+    np.testing.assert_allclose(tables.STUDENT, student.quantile(0.975), rtol=2e-3)
+    assert mean == 3 and width == pytest.approx(4.303 * np.std([1, 2, 6], ddof=1) / np.sqrt(3), rel=2e-3)
+
+
+def test_a_row_is_of_the_state_that_was_tested(done, tmp_path, monkeypatch):
+    """Also while training goes on."""
+    work = Work(TINY, 1, done)
+    monkeypatch.setattr(work, 'done', lambda: (400, 1e6))
+    assert 0 < tables.hours_of(work) < 1
+    work = Work(TINY, 1, tmp_path)
+    work.folder.mkdir(parents=True)
+    (work.folder / 'progress.csv').write_text('return_after\n' + '\n'.join(map(str, range(15))))
+    assert tables.last_returns(work, 12) == list(range(2, 12)) and tables.last_returns(work, 3) == [0, 1, 2]
 
 
 def test_the_tables_are_up_to_date():
