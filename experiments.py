@@ -56,7 +56,8 @@ SOURCES = {
     # The user's own; what is left out here, the flags or the images say (source_of).
     'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0),
     **dict.fromkeys(
-        ['point', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'], Source(rl=True, dim_hidden=(100, 100))
+        ['point', 'point_squared', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
+        Source(rl=True, dim_hidden=(100, 100)),
     ),  # section 5.3; more of them in rl/envs/__init__.py
 }
 
@@ -94,14 +95,14 @@ PAPER = [
     ),
     ({'rl': False}, dict(num_classes=5, pretrain_iterations=0, meta_lr=0.001), 'maml: main.py:41-62'),
     ({'rl': False}, dict(num_filters=64, conv=True, max_pool=False), 'maml: main.py:41-62'),
-    ({'rl': False}, dict(save_interval=1000, num_test_tasks=600), 'maml: main.py:74,235'),
+    ({'rl': False}, dict(save_interval=1000, num_test_tasks=600), 'maml: main.py:74,163'),
     ({'datasource': 'sinusoid'}, dict(update_batch_size=10, num_updates=1, update_lr=0.01), 'section 5.1'),
     (
         {'datasource': 'sinusoid'},
         dict(norm='None', test_num_updates=10, paper_steps=[1, 5, 10]),
         'section 5.1, Table 2',
     ),
-    ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'maml: main.py:4,47'),
+    ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'maml: main.py:4,49'),
     *[({'baseline': baseline}, dict(metatrain_iterations=500), 'appendix C.1: regressors') for baseline in MULTITASK],
     *[({'baseline': baseline}, dict(meta_lr=0.01), 'our choice: Adam of a regressor') for baseline in MULTITASK],
     ({'datasource': 'omniglot'}, dict(update_batch_size=1, num_updates=1, update_lr=0.4), 'A.1, 5-way'),
@@ -145,18 +146,26 @@ PAPER = [
         'maml_rl: test_maml_*.py',
     ),
     ({'rl': True}, dict(save_interval=5), 'our choice'),
-    ({'datasource': 'point'}, dict(update_lr=0.5), 'maml_rl: maml_trpo_point.py, which made Figure 4 (the paper: 0.1)'),
-    ({'datasource': 'point'}, dict(metatrain_iterations=100), 'maml_rl: maml_trpo_point.py (A.2: at most 500)'),
-    ({'datasource': 'point'}, dict(meta_batch_size=20), 'A.2 (released: 40)'),
-    ({'datasource': 'point'}, dict(sampling_workers=1), 'maml_rl: maml_trpo_point.py'),
-    ({'datasource': 'point'}, dict(test_sampling_workers=1), 'our choice: as in training (released: 4)'),
-    ({'datasource': 'point'}, dict(test_num_updates=4, test_update_batch_size=40), 'section 5.3'),
+    *[
+        ({'datasource': point}, settings, origin)
+        for point in ('point', 'point_squared')
+        for settings, origin in (
+            (dict(update_lr=0.5), 'maml_rl: maml_trpo_point.py, which made Figure 4 (the paper: 0.1)'),
+            (dict(metatrain_iterations=100), 'maml_rl: maml_trpo_point.py (A.2: at most 500)'),
+            (dict(meta_batch_size=20), 'A.2 (released: 40)'),
+            (dict(sampling_workers=1), 'maml_rl: maml_trpo_point.py'),
+            (dict(test_sampling_workers=1), 'our choice: as in training (released: 4)'),
+            (dict(test_num_updates=4, test_update_batch_size=40), 'section 5.3'),
+        )
+    ],
     ({'datasource': 'cheetah_vel'}, dict(update_batch_size=20), 'section 5.3 (the policy of Figure 5: 10)'),
-    (
-        {'datasource': 'cheetah_dir', 'baseline': None},
-        dict(meta_step_size=0.02),
-        'maml_rl: test_maml_cheetah_direc.py, the policy of Figure 5 (elsewhere: 0.01)',
-    ),
+    *[
+        ({'datasource': 'cheetah_dir', 'baseline': baseline}, dict(meta_step_size=0.02), origin)
+        for baseline, origin in (
+            (None, 'maml_rl: test_maml_cheetah_direc.py, the policy of Figure 5 (elsewhere: 0.01)'),
+            ('context', 'our choice: as without a context vector'),
+        )
+    ],
     ({'datasource': 'ant_dir'}, dict(update_batch_size=40, test_update_batch_size=40), 'section 5.3'),
     ({'datasource': 'ant_dir'}, dict(test_seed=2), 'maml_rl: test_maml_ant_direc.py'),
     # Its baselines: plain TRPO on all tasks, the same for a policy that observes the task, and no training at all.
@@ -176,6 +185,7 @@ PAPER = [
         )
         for source, script, pretrain, random in (
             ('point', 'point', 0.5, 0.5),
+            ('point_squared', 'point', 0.5, 0.5),
             ('cheetah_vel', 'cheetah', 0.02, 0.1),
             ('cheetah_dir', 'cheetah_direc', 0.2, 0.5),
             ('ant_vel', 'ant', 0.2, 1.0),
@@ -183,7 +193,10 @@ PAPER = [
         )
         for baseline, step_size in (('pretrain', pretrain), ('random', random))
     ],
-    ({'datasource': 'point', 'baseline': 'random'}, dict(nonlinearity='tanh'), 'maml_rl: test_maml_point.py'),
+    *[
+        ({'datasource': point, 'baseline': 'random'}, dict(nonlinearity='tanh'), 'maml_rl: test_maml_point.py')
+        for point in ('point', 'point_squared')
+    ],
 ]
 
 
@@ -210,7 +223,7 @@ def resolve(given):
         return values, origins
     for flag, default in (('train_update_batch_size', 'update_batch_size'), ('train_update_lr', 'update_lr')):
         if values[flag] == -1:
-            values[flag] = values[default]  # maml: main.py:271-274
+            values[flag] = values[default]  # maml: main.py:302-305
     for flag in ('train_query', 'test_query'):  # K a class (maml: main.py:247-251)
         if values.get(flag) is None:
             values[flag], origins[flag] = values['update_batch_size'], 'maml: main.py:247-251: K'
@@ -301,7 +314,7 @@ def unused(config):
 
 
 def run_name(config):
-    """Return the name of a run's folder, the original's (maml: main.py:276-296).
+    """Return the name of a run's folder, the original's (maml: main.py:307-324).
 
     Beyond it: 'noconv', 'learnlr' and 'pretrain', without which different runs would share a folder.
     """

@@ -44,6 +44,7 @@ METHODS = {  # by --baseline: the name, colour and mark of what is tested
 }
 TITLES = {
     'point': '2D navigation',
+    'point_squared': '2D navigation, squared distance',
     'cheetah_vel': 'half-cheetah, velocity',
     'cheetah_dir': 'half-cheetah, direction',
     'ant_vel': 'ant, velocity',
@@ -258,7 +259,7 @@ DRAW = {
 def of_test(result, samples=None):
     """Return a figure of one test: its measure by number of steps, and what it was measured on.
 
-    That is fits of sinusoids, paths of 2D navigation, or images with predictions (samples: see training.py).
+    That is fits of sinusoids, paths of 2D navigation, or images with predictions (samples: evaluation.image_samples).
     """
     if SOURCES[result['settings']['datasource']].rl:
         return returns([result])

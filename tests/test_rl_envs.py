@@ -108,6 +108,10 @@ def test_point(golden):
         np.testing.assert_allclose(observation, golden['point/observations'][t + 1], rtol=0, atol=1e-15)
         assert reward == pytest.approx(golden['point/rewards'][t], rel=0, abs=1e-15)
         assert done == golden['point/dones'][t]
+        if t == 0:
+            squared = FAMILIES['point_squared'].env(golden['point/goal'])
+            squared.reset()
+            assert squared.step(action)[1] == pytest.approx(-(reward**2), rel=1e-12) and reward**2 < 0.9 * -reward
 
 
 @pytest.mark.parametrize('name', ['point', 'cheetah', 'ant', 'asym'])
@@ -147,7 +151,8 @@ def test_point_image():
 @pytest.mark.parametrize('family', FAMILIES)
 def test_tasks(family):
     tasks = FAMILIES[family].env.sample_tasks(np.random.default_rng(0), 4000)
-    low, high = {'point': (-0.5, 0.5), 'cheetah_vel': (0, 2), 'ant_vel': (0, 3)}.get(family, (-1, 1))
+    ranges = {'point': (-0.5, 0.5), 'point_squared': (-0.5, 0.5), 'cheetah_vel': (0, 2), 'ant_vel': (0, 3)}
+    low, high = ranges.get(family, (-1, 1))
     assert tasks.shape == (4000, *FAMILIES[family].env.task_shape)
     assert low <= tasks.min() < low + 0.01 and high - 0.01 < tasks.max() <= high
     assert abs(tasks.mean() - (low + high) / 2) < 0.05

@@ -21,6 +21,7 @@ from rl.samples import collect
     'datasource, training_set, test_set',
     [  # alpha, rollouts, workers, tasks, iterations, KL; steps, rollouts, workers, seed, alpha: MAML, pretrain, random
         ('point', (0.5, 20, 1, 20, 100, 0.01), (4, 40, 1, 1, [0.5, 0.5, 0.5])),
+        ('point_squared', (0.5, 20, 1, 20, 100, 0.01), (4, 40, 1, 1, [0.5, 0.5, 0.5])),
         ('cheetah_vel', (0.1, 20, 8, 40, 500, 0.01), (3, 20, 4, 1, [0.1, 0.02, 0.1])),
         ('cheetah_dir', (0.1, 20, 8, 40, 500, 0.02), (3, 20, 4, 1, [0.1, 0.2, 0.5])),
         ('ant_vel', (0.1, 20, 8, 40, 500, 0.01), (3, 20, 4, 1, [0.1, 0.2, 1.0])),
@@ -56,6 +57,8 @@ def test_baselines_in_the_table():
     assert settings(baseline='random').nonlinearity == 'tanh'  # the authors' random point policy
     assert settings('ant_vel', baseline='random').nonlinearity == 'relu'
     assert settings(baseline='oracle').test_num_updates == 0
+    limits = {b: settings('cheetah_dir', baseline=b).meta_step_size for b in (None, 'context', 'pretrain')}
+    assert limits == {None: 0.02, 'context': 0.02, 'pretrain': 0.01}
     assert {settings(baseline=b).num_updates for b in ('pretrain', 'oracle', 'random')} == {0}
     assert settings(baseline='random').metatrain_iterations == 0 and settings().save_interval == 5
     assert settings(baseline='context').num_updates == 1

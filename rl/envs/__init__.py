@@ -1,4 +1,4 @@
-"""The five task families of section 5.3 of the paper, as gymnasium environments.
+"""The task families of section 5.3 of the paper, as gymnasium environments.
 
 An environment is added here and nowhere else: one line in `FAMILIES` names it for the flags, registers it
 with gymnasium and tells the sampler which class steps it.
@@ -11,7 +11,7 @@ import gymnasium
 
 from rl.envs.ant import AntDirEnv, AntVelEnv
 from rl.envs.half_cheetah import HalfCheetahDirEnv, HalfCheetahVelEnv
-from rl.envs.point import PointEnv
+from rl.envs.point import PointEnv, PointSquaredEnv
 
 
 class Family(NamedTuple):
@@ -30,6 +30,7 @@ def direction(task):
 
 FAMILIES = {
     'point': Family('maml/Point-v0', PointEnv, 100, 'goal ({0[0]:.2f}, {0[1]:.2f})'.format),
+    'point_squared': Family('maml/PointSquared-v0', PointSquaredEnv, 100, 'goal ({0[0]:.2f}, {0[1]:.2f})'.format),
     'cheetah_vel': Family('maml/HalfCheetahVel-v0', HalfCheetahVelEnv, 200, 'runs at {:.2f} m/s'.format),
     'cheetah_dir': Family('maml/HalfCheetahDir-v0', HalfCheetahDirEnv, 200, direction),
     'ant_vel': Family('maml/AntVel-v0', AntVelEnv, 200, 'runs at {:.2f} m/s'.format),

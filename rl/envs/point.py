@@ -14,28 +14,29 @@ class PointEnv(TaskEnv):
     """Task: goal g ~ U(-0.5, 0.5)^2. The point starts at (0, 0).
 
     Observation: position x (2). Action: 2 numbers, +-1 is a move of +-0.1, clipped there.
-    reward = -|x - g| at the new position; the paper says squared, the code that made its results does not square.
+    reward = -|x - g| at the new position; the paper says squared (`PointSquaredEnv`), the code of its results does not.
     Ends when the point is within 0.01 of the goal along both axes.
     Source: maml_rl: point_env_randgoal.py:20 (goal), 42 (reward), 43 (end).
     """
 
     task_shape = (2,)
     observation_size, action_size = 2, 2
+    squared = False
     metadata: ClassVar = {'render_modes': ['human', 'rgb_array'], 'render_fps': 10}
 
     def __init__(self, task=None, oracle=False, render_mode=None):
         super().__init__(task, oracle)
         self.render_mode = render_mode
-        self._world = PointWorld(1)
+        self._world = self.world(1)
 
     @staticmethod
     def sample_tasks(rng, n):
         return rng.uniform(-0.5, 0.5, (n, 2))
 
-    @staticmethod
-    def world(n, threads=2):
+    @classmethod
+    def world(cls, n, threads=2):
         """Return n points that step together; numpy alone, so `threads` does nothing."""
-        return PointWorld(n)
+        return PointWorld(n, cls.squared)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed, options=options)
@@ -65,11 +66,17 @@ class PointEnv(TaskEnv):
         return image
 
 
+class PointSquaredEnv(PointEnv):
+    """The same with the reward of the paper's text, -|x - g|^2 (section 5.3)."""
+
+    squared = True
+
+
 class PointWorld:
     """n points that step together; the interface is that of `MujocoWorld`."""
 
-    def __init__(self, n):
-        self.position = np.zeros((n, 2))
+    def __init__(self, n, squared):
+        self.position, self.squared = np.zeros((n, 2)), squared
 
     def reset(self, ids, rng=None):
         """Put the points `ids` back to (0, 0); there is no noise, so `rng` is not used."""
@@ -84,4 +91,5 @@ class PointWorld:
         ids = slice(None) if ids is None else ids
         self.position[ids] += scale_action(actions.astype(np.float64, copy=False), -SPEED, SPEED)[ids]
         offset = self.position - tasks
-        return -np.sqrt(np.square(offset).sum(axis=1)), (np.abs(offset) < NEAR).all(axis=1)
+        square = np.square(offset).sum(axis=1)
+        return -square if self.squared else -np.sqrt(square), (np.abs(offset) < NEAR).all(axis=1)
