@@ -49,7 +49,7 @@ class SinusoidGenerator:
     def generate_sinusoid_batch(self, rng, num_tasks, num_samples):
         """Draw tasks: inputs and outputs [tasks, samples, 1], amplitudes and phases [tasks].
 
-        Source: maml: data_generator.py:180-192.
+        Source: maml: data_generator.py:162-174.
         """
         amp = rng.uniform(*self.amp_range, num_tasks)
         phase = rng.uniform(*self.phase_range, num_tasks)

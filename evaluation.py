@@ -1,4 +1,4 @@
-"""Tests of the supervised experiments: the original's test() (maml: main.py:163-201).
+"""Tests of the supervised experiments: the original's test() (maml: main.py:165-215).
 
 What a report is, is in report.py; rl/evaluation.py is the same for reinforcement learning.
 """
@@ -112,7 +112,7 @@ def image_samples(model, data, config, classes=10):
 
 
 def test_name(config, trained_seed=None):
-    """Return the name of a test's files, the original's (maml: main.py:190); more where two tests would share it.
+    """Return the name of a test's files, the original's (maml: main.py:206); more where two tests would share it.
 
     trained_seed: that of the run which is tested, where it is known.
     """
@@ -164,6 +164,6 @@ def print_summary(summary, measure, paper, limit=DIVERGED):
 
 
 def csv_rows(summary):
-    """Return the original's rows (maml: main.py:190-201): update0 is the SUPPORT set, updateN the query set after N."""
+    """Return the original's rows (maml: main.py:210-215): update0 is the SUPPORT set, updateN the query set after N."""
     kept = [0, *range(2, len(summary['columns']))]
     return [[f'update{n}' for n in range(len(kept))], *(summary[key][kept] for key in ('mean', 'std', 'ci95'))]

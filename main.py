@@ -153,7 +153,7 @@ flags.DEFINE_list(
 )
 number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
-integer('test_sampling_workers', None, 'the same in a test.')
+integer('test_sampling_workers', None, 'how many workers sample a task in a test, see --sampling_workers.')
 number('test_update_lr', None, 'alpha in a test; updates beyond those of training take half of it.')
 integer('test_seed', None, 'seed of the tasks of a test and of the noise in it.')
 integer('random_policies', None, 'with --baseline=random: how many untrained policies the test is the mean of.')

@@ -17,8 +17,8 @@ import runtime
 def statistics(results, ddof):
     """Return mean, std, 95 % interval (1.96 std / sqrt(tasks)) and median over the tasks of `results` [tasks, columns].
 
-    ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:183), 1 for the
-    sample's, as its tests of reinforcement learning. NaN counts as infinite in the median.
+    ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:200), 1 for the
+    sample's, which we take for the few tasks of reinforcement learning. NaN counts as infinite in the median.
     """
     with np.errstate(all='ignore'):
         stds = results.std(axis=0, ddof=ddof) if len(results) > ddof else np.full(results.shape[1], np.nan)

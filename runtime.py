@@ -122,14 +122,14 @@ def start(threads=None):
     """Import TensorFlow with one task of the meta-batch on each of `threads` cores; return that number.
 
     One thread inside an operation and one operation a core: the convolutions of a single task are too small to
-    be worth dividing, and TensorFlow's default (all cores for each operation) is 1.7-4 times slower.
+    be worth dividing, and TensorFlow's default, all cores for each operation, is slower (docs/performance.md).
     Variables that the user set in the environment win.
     """
     global renderer
     # MuJoCo would load this renderer into the process of TensorFlow, and the two crash; rl/video.py has its own.
     renderer = os.environ.pop('MUJOCO_GL', None) or None
     threads = threads or available_cores()
-    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.5 times faster on MiniImagenet's images
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.9 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow loads one of two Keras, and this one sooner
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')

@@ -1,4 +1,4 @@
-"""Meta-training of the supervised experiments: the original's train() (maml: main.py:73-161).
+"""Meta-training of the supervised experiments: the original's train() (maml: main.py:72-160).
 
 Batches come from data_generator.py, steps from maml.py, what a run is from run.py, and tests from evaluation.py; here
 is when to train, log and validate, and what is tested.

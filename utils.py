@@ -14,7 +14,7 @@ SMALL_CONVOLUTION = {tf.float64: 2**16, tf.float32: 2**16, tf.bfloat16: 2**18}
 
 
 def mse(pred, label):
-    """Return the mean squared error over all entries, a scalar (maml: utils.py:48-51)."""
+    """Return the mean squared error over all entries, a scalar (maml: utils.py:51-54)."""
     return tf.reduce_mean(tf.square(tf.reshape(pred, [-1]) - tf.reshape(label, [-1])))
 
 
@@ -22,7 +22,7 @@ def xent(pred, label, update_batch_size):
     """Return the cross entropies of `pred` [examples, classes] with one-hot `label`, SUMMED and divided by K.
 
     So the support loss is N times the mean over its N*K examples, and the query loss is divided by K too,
-    whatever its own size (maml: utils.py:53-55; maml: maml.py:136 reduces with a sum).
+    whatever its own size (maml: utils.py:56-58; maml: maml.py:136 reduces with a sum).
     """
     return tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(label, pred)) / update_batch_size
 

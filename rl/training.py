@@ -54,8 +54,7 @@ def make_model(config, threads):
     """Return the MamlTrpo of these settings, its weights fresh.
 
     --baseline=oracle: the policy observes the task too; context: it reads as many context variables as
-    observations, and the inner step changes them alone (maml_rl: maml_minimal_gauss_mlp_policy.py,
-    latent_task_var).
+    observations, and the inner step changes them alone (docs/fidelity.md, s).
     """
     env = FAMILIES[config.datasource].env
     policy = GaussianPolicy(
