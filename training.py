@@ -204,7 +204,6 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 recent.append(row)
                 if step % SUMMARY_INTERVAL == 0:
                     write_summaries('metatrain', labels, row, config.num_updates, step)
-            run.advance(last)
             if run.chief and last % source.print_interval == 0:
                 # The original prints accuracies where there are any, else losses (maml: main.py:114-128).
                 before, after = np.mean(recent, axis=0)[-2:]
@@ -222,6 +221,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 if score >= best:
                     best, path = score, os.path.join(folder, checkpoint.BEST)
                     checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score), **looked)
+            run.advance(last)  # after the look, so that a run that breaks off in it looks again
             if not run.goes_on():
                 break
 

@@ -11,10 +11,12 @@ import pytest
 import tensorflow as tf
 from program import run_here
 
+import checkpoint
 import main
 import regression
 import training
 from experiments import SOURCES
+from maml import MAML
 from networks import FullyConnected
 from runtime import UserError
 
@@ -158,6 +160,10 @@ def test_a_run_is_tested_in_the_units_of_y(folder, monkeypatch, capsys):
     }
     with np.load(run / 'best.npz') as best:
         assert looks[int(best['iteration'])] == min(looks.values()) and len(looks) == 3
+    model = MAML(FullyConnected(1, 1, (8,)), update_lr=0.01, vectorize=True)
+    score = checkpoint.restore_weights(str(run / 'best.npz'), model)['score']  # of the query set, after the step
+    (look,) = data['val'].validation_batches(training.VALIDATION_TASKS)
+    np.testing.assert_allclose(-score, model.evaluate(look, 1).numpy()[:, -1].mean(), rtol=1e-4)
     run_here(*flags(folder, '--metatrain_iterations=300', '--test_set', '--train=False', '--test_iter=best'))
     assert (run / 'test_ubs4_stepsize0.01_itrbest_tasks12_steps2.json').exists()
 
@@ -185,6 +191,7 @@ def test_the_numbers_of_the_training_are_those_of_a_test(folder, tmp_path):
 
 
 def test_pretraining_has_a_step_size_tuned_on_validation_tables(folder, monkeypatch):
+    monkeypatch.setattr(training, 'TEST_PRINT_INTERVAL', 100)
     seen, original = [], regression.TableGenerator.validation_batches
 
     def batches(self, num_tasks):
@@ -198,8 +205,28 @@ def test_pretraining_has_a_step_size_tuned_on_validation_tables(folder, monkeypa
     result = json.loads((run / 'test_ubs4_stepsizetuned_tasks12_steps2.json').read_text())
     errors = result['tuned']['mean_squared_error']
     assert result['settings']['update_lr'] == [0.01, 0.2][int(np.argmin(errors))] and min(errors) > 1000
-    (tables,) = seen
-    np.testing.assert_array_equal(tables, make_data(folder, x_columns=['t'], y_columns=['income'])[1]['val'].tables)
+    assert len(seen) == 2  # once in training, for best.npz
+    for tables in seen:
+        np.testing.assert_array_equal(tables, make_data(folder, x_columns=['t'], y_columns=['income'])[1]['val'].tables)
+
+
+def test_a_run_that_breaks_off_in_its_look_looks_again(folder, monkeypatch, capsys):
+    monkeypatch.setattr(training, 'TEST_PRINT_INTERVAL', 100)
+    original, calls = regression.TableGenerator.validation_batches, []
+
+    def batches(self, num_tasks):
+        calls.append(num_tasks)
+        if len(calls) == 1:
+            raise MemoryError
+        return original(self, num_tasks)
+
+    monkeypatch.setattr(regression.TableGenerator, 'validation_batches', batches)
+    command = flags(folder, '--metatrain_iterations=200', '--save_interval=100', '--test_set')
+    with pytest.raises(MemoryError):
+        run_here(*command)
+    run_here(*command)
+    looks = [line.split(':')[0] for line in capsys.readouterr().out.splitlines() if line.startswith('Validation')]
+    assert looks == ['Validation, Iteration 100', 'Validation, Iteration 200']
 
 
 def test_what_training_compiled_is_not_taken_for_the_tuned_step_size(folder, monkeypatch):
