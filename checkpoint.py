@@ -37,7 +37,8 @@ def save(folder, model, max_to_keep=10, **numbers):
     """
     path = os.path.join(folder, f'model{numbers["iteration"]}.npz')
     write(path, model, **numbers)
-    for old in find(folder)[max_to_keep:]:
+    paths = find(folder)
+    for old in paths[paths.index(path) + max_to_keep :]:  # any newer one is damaged, else the run had gone on from it
         os.remove(old)
     return path
 

@@ -252,7 +252,7 @@ def history(config, path, state):
     A dictionary: the checkpoint and its iteration, how many iterations were done and asked for, the seconds that they
     took, and the settings, those of the training from the run's own config.json (None where there is none).
     """
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(path) or '.'
     try:
         trained = read_config(folder)
     except UserError:

@@ -65,6 +65,14 @@ def test_the_newest_ten_checkpoints_are_kept(tmp_path):
     assert names(tmp_path) == ['model1201.npz', 'model1200.npz']
 
 
+def test_a_checkpoint_outlives_a_damaged_newer_one(tmp_path):
+    for iteration in (750, 1000):
+        checkpoint.save(tmp_path, fresh(), 2, iteration=iteration)
+    (tmp_path / 'model1000.npz').write_bytes(b'')
+    checkpoint.save(tmp_path, fresh(), 1, iteration=800)
+    assert names(tmp_path) == ['model1000.npz', 'model800.npz']
+
+
 def test_a_run_goes_on_where_it_stood(tmp_path):
     """Also towards more iterations than at first; seconds add up, and the settings say what was asked for."""
     for total in (2, 2, 5):
@@ -80,6 +88,7 @@ def test_settings_of_another_training_are_refused(tmp_path):
     for given in ({'meta_batch_size': 5}, {'meta_lr': 0.2}, {'seed': 2}):
         with pytest.raises(UserError, match=f'not {list(given.values())[0]}'):
             train(tmp_path, **{'metatrain_iterations': 3, 'meta_batch_size': 4} | given)
+    assert not run.FREE & {'train_query', 'x_columns', 'y_columns', 'img_size', 'channels', 'split', 'hidden', 'norm'}
     (tmp_path / 'config.json').write_text('{"settings":')
     with pytest.raises(UserError, match='cannot be read'):
         train(tmp_path, metatrain_iterations=3, meta_batch_size=4)
@@ -203,7 +212,7 @@ def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, there, 
     assert train(tmp_path / 'new', metatrain_iterations=1, init_from=path) == weight + 1
 
 
-def test_a_result_names_the_settings_of_the_training(tmp_path):
+def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):
     """Not those of the test's command, where they are of no use to a test."""
     train(tmp_path, metatrain_iterations=4, pretrain_iterations=1, meta_lr=0.5, save_interval=2)
     path, state = str(tmp_path / 'model2.npz'), {'iteration': 2, 'seconds': 20.0}
@@ -212,6 +221,11 @@ def test_a_result_names_the_settings_of_the_training(tmp_path):
     taken = [said['settings'][name] for name in ('meta_lr', 'metatrain_iterations', 'num_test_tasks')]
     assert taken == [0.5, 4, 7]
     assert json.dumps(said)
+    monkeypatch.chdir(tmp_path)
+    assert run.history(settings(), 'model2.npz', state) == {
+        **run.history(settings(), path, state),
+        'checkpoint': 'model2.npz',
+    }
 
 
 def test_a_piece_of_training_ends_with_its_block_at_a_checkpoint_and_with_pretraining():
