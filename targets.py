@@ -237,10 +237,11 @@ PROTOCOL = (
 
 def papers(config):
     """Return the paper's values for the test with these settings by number of steps; empty where it has none."""
+    tuned = {'update_lr'} if getattr(config, 'update_lr_grid', None) else set()  # it is what the test has chosen
     for target in TARGETS:
         flags = {**target.flags, **target.tests[0][1], 'train': False}
         settings, _ = main.read_flags(arguments(flags))
-        if all(getattr(settings, name, None) == getattr(config, name, None) for name in PROTOCOL):
+        if all(getattr(settings, name, None) == getattr(config, name, None) for name in set(PROTOCOL) - tuned):
             return {step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates}
     return {}
 

@@ -111,6 +111,11 @@ def test_errors_leave_out_tasks_that_diverge_and_mark_the_papers_values(sinusoid
         band = axis.collections[0].get_paths()[0].vertices[:, 1]
         assert np.isclose(band.max(), (errors + sinusoids[0]['ci95_of_the_others'][1:]).max())
         assert (axis.get_title(), axis.get_ylabel()) == ('K = 5', 'mean squared error')
+    tuned = copy.deepcopy(sinusoids[2])  # whose step size the test has chosen
+    tuned['settings'] |= {'update_lr': 0.02, 'update_lr_grid': read_flags(['--baseline=pretrain'])[0].update_lr_grid}
+    np.testing.assert_array_equal(
+        drawn(figures.errors([tuned], [5]).axes[0])['paper s'], [[1, 5, 10], [2.41, 2.23, 2.19]]
+    )
     k10 = figures.errors(sinusoids, [10]).axes
     assert len(k10) == 1 and 'paper o' not in drawn(k10[0])  # the paper has none
 
