@@ -143,6 +143,9 @@ def test_folders_of_the_splits(tmp_path, capsys):
     assert config.split is None and f'{tmp_path}/more is not used' in capsys.readouterr().err
     for split in ('train', 'test'):
         assert [path.name for path in split_of(config, split)[2]] == [f'{split}{name}' for name in names(3)]
+    assert list(tmp_path.glob('train/cache-*'))  # ours, of which nobody is warned
+    settled(f'--data_dir={tmp_path}')
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize('size, blocks, sides', [(2, 1, (1, 1)), (7, 2, (1, 2)), (8, 3, (1, 1)), (84, 4, (5, 6))])
