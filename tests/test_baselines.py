@@ -115,6 +115,23 @@ def test_the_strength_is_the_largest_that_leaves_the_fits_good(regressor, monkey
     assert multitask.search(regressor, 'no_reg') == {'strength': 0.0, 'search': []}
 
 
+def test_each_regressor_has_the_strength_that_was_found_and_several_starts(monkeypatch, tmp_path):
+    added, fitted = [], []
+    monkeypatch.setattr(multitask, 'search', lambda regressor, kind: {'strength': 0.3, 'search': []})
+    monkeypatch.setattr(multitask, 'add', lambda *arguments: added.append(arguments[3:]) or (0.01, 100))
+    flags = ['--baseline=multitask_l2', '--metatrain_iterations=2', '--num_test_tasks=2', '--test_num_updates=1']
+    run_here(*flags, '--log=False', '--update_lr=0.01', f'--logdir={tmp_path}')
+    assert added == [('l2', 0.3, 5)] * 2
+    monkeypatch.undo()
+
+    def fit(number, centre, strength, start):
+        fitted.append(start)
+        return centre, 1.0 if start < 2 else 0.01, 100
+
+    fake = types.SimpleNamespace(fit=fit)
+    assert multitask.add(fake, 1, zeros(), 'l2', 0.3, 5) == (0.01, 300) and fitted == [0, 1, 2]
+
+
 def test_a_multi_task_run_goes_on_and_is_tested(tmp_path):
     flags = [
         '--baseline=multitask_no_reg',

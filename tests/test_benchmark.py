@@ -47,6 +47,8 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
     assert [row['first_order'] for row in rows] == [False, True] and rows[0]['meta_batch_size'] == 3
     for row in rows:
         assert row['ms'] >= row['ms_min'] > 0 and row['memory_gb'] > 0 and 0 <= row['waiting'] < 1
+        assert row['gflops'] == pytest.approx(1e3 * row['gflop'] / row['ms'])
+        assert row['hours_60000'] == pytest.approx(row['ms'] / 60)
         assert row['step_over_gemm'] == pytest.approx(row['ms'] / 1e3 * row['gemm_gflops'] / row['gflop'])
     kept = json.loads(earlier.read_text())['rows'][0]
     assert kept['experiment'] == 'sinusoid' and not kept['first_order']

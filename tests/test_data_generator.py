@@ -16,6 +16,7 @@ from PIL import Image
 
 import data_generator
 import images as images_module
+import main
 import training
 from data_generator import SinusoidGenerator, image_generators, load_split, prefetched
 from experiments import SOURCES
@@ -25,6 +26,15 @@ from runtime import UserError
 @pytest.fixture(scope='module')
 def omniglot(tmp_path_factory):
     return image_folders.omniglot(tmp_path_factory.mktemp('omniglot'))
+
+
+def test_training_and_tests_have_queries_of_their_own(tmp_path):
+    flags = ['--datasource=miniimagenet', f'--data_dir={image_folders.miniimagenet(tmp_path, 2, 4)}', '--num_classes=2']
+    config = main.read_flags([*flags, '--train_query=3', '--test_query=2', '--test_set'])[0]
+    config.data_dir = tmp_path
+    data = training.make_data(config, SOURCES['miniimagenet'])
+    sizes = {use: (source.update_batch_size, source.query) for use, source in data.items()}
+    assert sizes == {'train': (1, 3), 'val': (1, 2), 'test': (1, 2)}
 
 
 def generator(folder, split='train', ways=3, shots=1, query=2, tasks=5, seed=1, datasource='omniglot'):

@@ -130,7 +130,7 @@ def test_the_flags_reach_the_model_and_the_tasks():
     assert (model.clip, model.parallel_tasks) == (10, 7)
     np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
     model = training.make_model(resolve(datasource='omniglot', precision='mixed'), experiments.SOURCES['omniglot'], 1)
-    assert model.network == Convolutional(28, 1, compute_dtype='bfloat16')
+    assert model.network == Convolutional(28, 1, compute_dtype='bfloat16') and model.clip is None
 
 
 def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given():
@@ -150,7 +150,7 @@ def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given()
         *[
             ('omniglot', name, [0, -1], [1])
             for name in ('meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'num_filters')
-            + ('save_interval', 'num_test_tasks', 'threads')
+            + ('save_interval', 'num_test_tasks', 'threads', 'max_to_keep')
         ],
         ('omniglot', 'pretrain_iterations', [-1], [0]),
         ('point', 'metatrain_iterations', [-1], [1]),
@@ -158,6 +158,9 @@ def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given()
         ('point', 'test_update_lr', [-0.1], [0]),
         ('point', 'test_update_batch_size', [0], [1]),
         ('point', 'meta_step_size', [0.0, -1.0], [1e-9]),
+        ('point', 'subsample_factor', [0.0, 1.1], [1.0]),
+        ('point', 'test_sampling_workers', [0], [1]),
+        ('point', 'test_seed', [-1, 2**32], [0]),
         ('point', 'num_updates', [-1, 0, 101], [1, 100]),
         ('point', 'test_num_updates', [-1, 101], [0, 100]),
         ('omniglot', 'num_updates', [-1, 0, 101], [1, 100]),

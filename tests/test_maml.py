@@ -141,6 +141,7 @@ def test_each_inner_step_takes_its_own_alpha_and_later_ones_the_last(dtype):
     gradients, metrics = model.meta_gradient((one, one, two, two))
     np.testing.assert_array_equal(metrics, [5, 5])
     np.testing.assert_array_equal(gradients['update_lr/w'], [-2, -2])
+    np.testing.assert_allclose(plain.meta_gradient((one, one, two, two), True)[1], [5, 9.98], rtol=1e-6)  # pretraining
 
 
 def test_the_clip_is_for_meta_training_alone():

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import adapt
 import checkpoint
 import data_generator
 import evaluation
@@ -200,6 +201,15 @@ def test_the_settings_are_those_of_the_weights(trained, tmp_path):
     assert (config.num_filters, config.test_num_updates, config.update_lr) == (32, 10, 0.01)
     config, _ = main.read_flags(['--adapt=a', '--predict=b', '--init_from=/nowhere/a.npz', '--datasource=omniglot'])
     assert config.test_num_updates == 3
+
+
+def test_omniglots_weights_see_ink_as_in_training(tmp_path, monkeypatch):
+    seen, weights = [], f'{main.__file__.removesuffix("main.py")}results/omniglot_5way_1shot/maml/seed1/weights.npz'
+    monkeypatch.setattr(adapt, 'adapted', lambda model, support, *others: seen.append(support) or {})
+    new = folders(tmp_path / 'new', names(2), images=1, size=28, mode='L')
+    do(f'--adapt={new}', f'--save_adapted={tmp_path}/adapted.npz', f'--init_from={weights}')
+    drawn = [np.asarray(Image.open(new / name / '0.png')).reshape(-1) for name in names(2)]
+    np.testing.assert_array_equal(seen[0], 255 - np.array(drawn))
 
 
 # ---- Bad input -------------------------------------------------------------------------------------------------

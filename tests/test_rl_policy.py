@@ -68,6 +68,7 @@ def test_baseline_fits_a_linear_value():
 def test_baseline_raises_the_ridge_where_the_equations_have_no_solution():
     x, y = np.ones((4, 2)), np.array([1.0, 2.0, 3.0, 4.0])
     np.testing.assert_allclose(fit(x, y), [1.25, 1.25], rtol=1e-4)  # the ridge shares it out
+    np.testing.assert_allclose(3e5 * fit(3e5 * x, y).sum(), 2.5, rtol=0.05)  # the first is lost beside such numbers
     with pytest.raises(np.linalg.LinAlgError, match='finite'):
         fit(x * np.nan, y)
 

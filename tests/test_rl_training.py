@@ -186,10 +186,21 @@ def test_pretraining_takes_its_own_steps_in_the_test(tmp_path):
     assert result(folder)['step_sizes'] == [0.3, 0.15]
 
 
-def test_a_random_policy_needs_no_training(tmp_path):
+def test_a_random_policy_needs_no_training(tmp_path, monkeypatch):
     gif = tmp_path / 'point.gif'
     flags = dict(baseline='random', metatrain_iterations=None, train=False, test_num_updates=1)
+    written, shown = video.write, []
+
+    def noted(*arguments):
+        shown.append(arguments[-1])
+        written(*arguments)
+
+    monkeypatch.setattr(video, 'write', noted)
     config, folder = run_here(tmp_path, **flags, random_policies=2, video=str(gif))
+    before, after = shown[0].values()
+    assert training.make_model(config, 2).policy.nonlinearity == 'tanh' and not np.array_equal(
+        before['W0'], after['W0']
+    )
     assert result(folder)['checkpoint'] == 'fresh policies, seeds 1 to 2' and not list(folder.glob('*.npz'))
     with Image.open(gif) as film:  # two pictures of 200 pixels side by side, and a line
         assert film.n_frames > 50 and film.size == (402, 230)
@@ -198,13 +209,15 @@ def test_a_random_policy_needs_no_training(tmp_path):
 def test_random_is_the_mean_over_untrained_policies(tmp_path, monkeypatch):
     measured, thetas = evaluation.adapt_and_measure, []
 
-    def noted(model, *arguments):
+    def noted(model, sampler, *others):
         thetas.append(model.theta)
-        return measured(model, *arguments)
+        assert (sampler.rollouts, sampler.workers) == (3, 2)
+        return measured(model, sampler, *others)
 
     monkeypatch.setattr(evaluation, 'adapt_and_measure', noted)
     assert settings(baseline='random').random_policies == 30 and settings().random_policies is None
     flags = dict(baseline='random', metatrain_iterations=None, train=False, test_num_updates=1)
+    flags |= dict(test_update_batch_size=3, test_sampling_workers=2)
     one, three = (result(run_here(tmp_path / str(n), **flags, random_policies=n)[1]) for n in (1, 3))
     per_policy = np.array(three['per_policy'])  # [columns][policies], each the mean over its tasks
     np.testing.assert_allclose(per_policy[:, 0], one['mean'], rtol=1e-6)
@@ -228,6 +241,9 @@ def test_a_result_has_the_rollouts_and_alpha_of_the_training(tmp_path):
     weights = dict(train=False, init_from=str(folder / 'best.npz'), metatrain_iterations=None, save_interval=None)
     kept = result(run_here(tmp_path / 'other', **weights, update_batch_size=7, test_update_batch_size=3)[1])['settings']
     assert (kept['update_batch_size'], kept['update_lr'], kept['test_update_batch_size']) == (2, 0.2, 3)
+    more = dict(init_from=str(folder / 'best.npz'), metatrain_iterations=1, test_num_updates=1)
+    _, folder = run_here(tmp_path / 'more', **more)  # trained on, whose own weights are tested
+    assert result(folder)['checkpoint'] == str(folder / 'best.npz')
 
 
 def test_only_the_context_is_adapted(tmp_path):

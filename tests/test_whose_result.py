@@ -139,6 +139,7 @@ def test_a_test_computes_the_tasks_that_are_asked_for(tmp_path):
     assert [len(batch[0]) for batch in few] == [8] and [len(batch[0]) for batch in many] == [50, 10]
     for some, all_of_them in zip(few[0], many[0]):
         assert (some == all_of_them[:8]).all()
+    assert (many[1][0] != many[0][0][:10]).any()  # and no batch is the one before it
 
 
 def test_output_into_a_file_comes_as_it_is_printed(tmp_path):
