@@ -123,7 +123,7 @@ enum(
     'float32',
     ['float32', 'mixed'],
     'mixed: convolutions and the maps between them in bfloat16, all else in float32; faster on processors with '
-    'avx512_bf16 or amx_bf16 (images only).',
+    'amx_bf16, or with avx512_bf16 by AMD (images only).',
 )
 
 # Logging, saving and testing

@@ -100,17 +100,21 @@ def devices(threads):
 
 
 @functools.cache
-def has_bfloat16():
-    """Whether a GPU is here, or a processor that multiplies numbers in bfloat16 (as far as Linux tells)."""
+def has_bfloat16(processor='/proc/cpuinfo'):
+    """Whether a GPU is here, or a processor that multiplies bfloat16 faster than float32 (as far as Linux tells).
+
+    With amx_bf16 each does; with avx512_bf16 alone AMD's do, and Intel's take longer (docs/performance.md).
+    """
     import tensorflow as tf
 
     if tf.config.list_physical_devices('GPU'):
         return True
     try:
-        with open('/proc/cpuinfo') as file:
-            return bool({'avx512_bf16', 'amx_bf16'} & set(file.read().split()))
+        with open(processor) as file:
+            words = set(file.read().split())
     except OSError:
         return False
+    return 'amx_bf16' in words or {'avx512_bf16', 'AuthenticAMD'} <= words
 
 
 def available_cores():

@@ -49,8 +49,8 @@ def run(config, origins, threads, folder, paper):
     source = source_of(config)
     if config.precision == 'mixed' and not has_bfloat16():
         print(
-            'warning: this processor has neither avx512_bf16 nor amx_bf16: --precision=mixed is slower than float32 '
-            'here',
+            'warning: --precision=mixed is no faster than float32 on this processor, which has neither amx_bf16 nor '
+            "the avx512_bf16 of AMD's",
             file=sys.stderr,
         )
     strategy = distribute.make_strategy(config.distribute, config.meta_batch_size)

@@ -122,7 +122,7 @@ def conv2d(x, kernel, stride):
 
     Faster with few images and stride 2. `x` is [examples, height, width, channels], `kernel` [size, size, channels,
     filters] (docs/performance.md). bfloat16 is multiplied in float32 and the sums are rounded, as the processors that
-    have it do; where the processor has not, that is written out.
+    have it do; where the processor has not, or is slow at it, that is written out.
     """
     kernel = tf.cast(kernel, x.dtype)
     if x.dtype == tf.bfloat16 and not runtime.has_bfloat16():
