@@ -135,16 +135,10 @@ def numbers(arrays):
     return {name: array.item() for name, array in arrays.items() if not array.ndim and '/' not in name}
 
 
-def best_so_far(folder, iteration, name, **conditions):
-    """Return the number `name` of the run's best weights; -inf where there are none, or with other conditions.
-
-    Those of another run are removed.
-    """
+def best_so_far(folder, name, **conditions):
+    """Return the number `name` of the run's best weights; -inf where there are none, or with other conditions."""
     path = os.path.join(folder, BEST)
     if not os.path.exists(path):
-        return -np.inf
-    if iteration == 0:
-        os.remove(path)
         return -np.inf
     kept = numbers(read(path))
     comparable = all(kept.get(key, value) == value for key, value in conditions.items())

@@ -136,10 +136,13 @@ class Run:
 
     def prepare(self):
         """Make or take up the folder and bring the model to its starting point; return the iteration."""
-        if not self.config.resume and checkpoint.exists(self.folder):
+        begun = checkpoint.exists(self.folder)
+        best_alone = not begun and os.path.exists(os.path.join(self.folder, checkpoint.BEST))
+        if best_alone or begun and not self.config.resume:
             aside = put_aside(self.folder)
             self.exits.enter_context(locked(self.folder))  # a new one
-            print(f'--resume=False: the run that was in {self.folder} is now in {aside}')
+            why = f'only {checkpoint.BEST} is left, no checkpoint to go on from' if best_alone else '--resume=False'
+            print(f'{why}: the run that was in {self.folder} is now in {aside}')
         if checkpoint.exists(self.folder):
             before = read_config(self.folder)
             check_same_run(self.config, before, self.folder)

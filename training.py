@@ -193,7 +193,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
             print_settings(config, origins, threads)
         run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
         looked = {'test_query': config.test_query}  # more query images are harder: their scores do not compare
-        best = checkpoint.best_so_far(folder, run.iteration, 'score', **looked) if run.chief else None
+        best = checkpoint.best_so_far(folder, 'score', **looked) if run.chief else None
         train_block = distribute.block_trainer(strategy, model)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)

@@ -98,7 +98,7 @@ def train(config, origins, model, folder, threads):
     sampler = make_sampler(config, threads)
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         print_settings(config, origins, threads)
-        best = checkpoint.best_so_far(folder, run.iteration, 'average_return')
+        best = checkpoint.best_so_far(folder, 'average_return')
         begin_progress(folder, run.iteration)
         while run.goes_on():
             iteration = run.iteration

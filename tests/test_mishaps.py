@@ -283,13 +283,13 @@ def test_garbage_in_the_progress_is_dropped(tmp_path):
 def test_the_best_of_other_validation_tasks_gives_way(tmp_path):
     for kept in ({}, {'test_query': 1}):  # before, it was not kept
         np.savez(tmp_path / 'best.npz', iteration=1, score=0.9, **kept)
-        assert checkpoint.best_so_far(tmp_path, 2, 'score', test_query=1) == 0.9
-    assert checkpoint.best_so_far(tmp_path, 2, 'score', test_query=15) == -np.inf
+        assert checkpoint.best_so_far(tmp_path, 'score', test_query=1) == 0.9
+    assert checkpoint.best_so_far(tmp_path, 'score', test_query=15) == -np.inf
 
 
 def test_a_best_policy_without_its_return_gives_way(tmp_path):
     np.savez(tmp_path / 'best.npz', iteration=1)
-    assert checkpoint.best_so_far(tmp_path, 2, 'average_return') == -np.inf
+    assert checkpoint.best_so_far(tmp_path, 'average_return') == -np.inf
 
 
 def test_a_step_size_that_explodes_in_a_test(tmp_path):

@@ -10,7 +10,6 @@ import tensorflow as tf
 from PIL import Image
 from program import assert_same_state, run, start, wait_for
 
-import checkpoint
 import experiments
 import main
 import runtime
@@ -166,11 +165,6 @@ def test_the_best_iterate_is_kept_and_tested(trained):
     config.train, config.test_iter = False, 9
     assert training.load_for_test(config, model, trained)['checkpoint'].endswith('model9.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'model9.npz')['W0'])
-
-
-def test_a_best_policy_of_another_run_is_not_kept(tmp_path):
-    (tmp_path / 'best.npz').write_bytes(b'')
-    assert checkpoint.best_so_far(tmp_path, 0, 'average_return') == -np.inf and not (tmp_path / 'best.npz').exists()
 
 
 def test_oracle_sees_the_goal_and_takes_no_step(tmp_path):

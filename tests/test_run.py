@@ -136,6 +136,15 @@ def test_a_folder_is_trained_by_one_at_a_time(tmp_path):
     assert [names(tmp_path / name)[0] for name in ('x.1', 'x.2', 'x')] == [f'model{n}.npz' for n in (1, 2, 3)]
 
 
+def test_the_best_weights_of_a_run_whose_checkpoints_are_gone_are_kept(tmp_path):
+    """With all else of the run: a new one begins at 0 and would write over them."""
+    train(tmp_path / 'x', metatrain_iterations=2)
+    (tmp_path / 'x' / 'model2.npz').rename(tmp_path / 'x' / 'best.npz')
+    assert train(tmp_path / 'x', metatrain_iterations=3) == 3
+    assert names(tmp_path / 'x') == ['model3.npz']
+    assert sorted(path.name for path in (tmp_path / 'x.1').iterdir()) == ['best.npz', 'config.json']
+
+
 def test_an_error_leaves_the_last_checkpoint(tmp_path):
     """One in the loop, weights that are not finite, and one in writing."""
     for weight, error in ((1.0, ZeroDivisionError), (np.nan, UserError)):
