@@ -25,8 +25,8 @@ class MAML:
     update_lr, num_updates: alpha, and the number of inner steps in training; stop_grad: first-order MAML;
         learn_update_lr: one alpha a tensor and step is trained too ("may be meta-learned", section 2.2).
     meta_lr, clip: beta, and the element-wise limit of the meta-gradient.
-    vectorize: all tasks as one batched computation, best for small fully connected networks; otherwise a task at a
-        time on each of parallel_tasks cores.
+    vectorize: all tasks as one batched computation compiled by XLA, best for small fully connected networks; otherwise
+        a task at a time on each of parallel_tasks cores, or with xla on a GPU (docs/performance.md).
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class MAML:
         clip=None,
         vectorize=False,
         parallel_tasks=2,
+        xla=False,
         seed=1,
         dtype=tf.float32,
     ):
@@ -50,6 +51,7 @@ class MAML:
         self.update_lr, self.num_updates = update_lr, num_updates
         self.stop_grad, self.learn_update_lr, self.clip = stop_grad, learn_update_lr, clip
         self.vectorize, self.parallel_tasks, self.dtype = vectorize, parallel_tasks, dtype
+        self.xla = vectorize or xla
         initial = dict(network.init(seed))
         if learn_update_lr:
             alpha = tf.fill([num_updates], tf.constant(update_lr, dtype))
@@ -57,7 +59,7 @@ class MAML:
         self.weights = {name: tf.Variable(tf.cast(value, dtype), name=name) for name, value in initial.items()}
         # Two optimisers that share no slots, as in the original (maml: maml.py:142,145).
         self.pretrain_adam, self.metatrain_adam = Adam(self.weights, meta_lr), Adam(self.weights, meta_lr)
-        self.compiled_block = tf.function(self.outer_steps, jit_compile=vectorize or None)
+        self.compiled_block = tf.function(self.outer_steps, jit_compile=self.xla or None)
         self.evaluate = tf.function(self._evaluate)
 
     # ---- The algorithm -------------------------------------------------------------------------------------

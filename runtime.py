@@ -136,6 +136,7 @@ def start(threads=None):
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.9 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway
     os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')  # TensorFlow loads one of two Keras, and this one sooner
+    os.environ.setdefault('TF_FORCE_GPU_ALLOW_GROWTH', 'true')  # else one process takes all of a GPU's memory
     os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
     os.environ.setdefault('TF_NUM_INTEROP_THREADS', str(threads))
     kept = os.dup(2)
@@ -150,4 +151,6 @@ def start(threads=None):
         os.dup2(kept, 2)
         os.close(kept)
     tf.get_logger().setLevel('ERROR')  # several models in one process are no reason to warn of retracing
+    # A GPU would multiply float32 with the 10 digits of TensorFloat-32: the meta-gradient is no longer the original's.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     return threads

@@ -171,6 +171,7 @@ def make_model(config, source, threads):
         clip=source.clip,
         vectorize=not image,
         parallel_tasks=threads,
+        xla=bool(tf.config.list_physical_devices('GPU')),
         seed=config.seed,
     )
 

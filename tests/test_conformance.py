@@ -137,6 +137,16 @@ def relative(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
+def test_a_task_at_a_time_compiled_by_xla():
+    """As on a GPU."""
+    case = Case('omniglot_5way_1shot')
+    model = case.model(xla=True)
+    train_step(model, case.tasks)
+    assert case.error({name: weight.numpy() for name, weight in model.weights.items()}, 'w1', case.weights) < 5e-3
+    block = [part[None] for part in case.tasks]
+    assert model.compiled_block.experimental_get_compiler_ir(block, tf.constant(0), tf.constant(1), False)()
+
+
 @pytest.mark.parametrize('size', [2, 4, 21])
 def test_fused_and_written_out_batch_norm_agree_to_the_second_derivative(size):
     """The images' fused operation against the formula, in a direction in which the wrong ones fail."""

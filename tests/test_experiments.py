@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import evaluation
 import experiments
@@ -131,6 +132,13 @@ def test_the_flags_reach_the_model_and_the_tasks():
     np.testing.assert_allclose(model.loss_func(np.zeros([6, 3]), np.eye(3)[[0, 1, 2, 0, 1, 2]]), 3 * np.log(3))
     model = training.make_model(resolve(datasource='omniglot', precision='mixed'), experiments.SOURCES['omniglot'], 1)
     assert model.network == Convolutional(28, 1, compute_dtype='bfloat16') and model.clip is None
+
+
+@pytest.mark.parametrize('gpus', [[], ['GPU:0']])
+def test_on_a_gpu_the_training_step_is_compiled(monkeypatch, gpus):
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: gpus)
+    model = training.make_model(resolve(datasource='omniglot'), experiments.SOURCES['omniglot'], threads=1)
+    assert model.xla == bool(gpus)
 
 
 def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given():
