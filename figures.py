@@ -83,10 +83,11 @@ def read_returns(paths):
 
 
 def find(root, sources, seed):
-    """Return the results of the paper's tests (not of those with other numbers of tasks or steps) of data sources."""
+    """Return the results of the paper's tests of data sources: not of those with other numbers of tasks or steps."""
     runs = [root / source / (method or 'maml') / f'seed{seed}' for source in sources for method in METHODS]
     paths = [path for run in runs for path in sorted(run.glob('test*.json'))]
-    return [read(path) for path in paths if re.fullmatch(r'test_[fu]bs\d+_stepsize[^_]+(_policies1)?', path.stem)]
+    papers = re.compile(r'test_[fu]bs\d+_stepsize[^_]+(_policies1)?(_workers1)?')
+    return [read(path) for path in paths if papers.fullmatch(path.stem)]
 
 
 def ordered(results):

@@ -14,6 +14,7 @@ from program import MAIN, command, full_disk, run_here
 import curves
 import evaluation
 import figures
+import targets
 import training
 from data_generator import ImageGenerator, SinusoidGenerator
 from main import read_flags
@@ -137,6 +138,15 @@ def test_fits_are_drawn_by_method_k_and_where_the_points_lie(sinusoids):
     assert (
         np.nanmax(np.abs(drawn(figures.fits(wild, [0]).axes[0])['after 1 step'])) <= 10
     )  # cut off, or all else is flat
+
+
+@pytest.mark.parametrize('name', ['figure4', 'figure5'])
+def test_the_figures_show_every_curve_that_the_table_has(name):
+    """One test each, by whatever name its file has: ants by one policy and one worker too."""
+    results, sources = ROOT / 'results', figures.FIGURES[name]
+    runs = {t.run: targets.Work(t, 1, results) for t in targets.TARGETS if t.flags.get('datasource') in sources}
+    table = [(work.target.flags['datasource'], work.result()['mean']) for work in runs.values() if work.result()]
+    assert sorted((r['settings']['datasource'], r['mean']) for r in figures.find(results, sources, 1)) == sorted(table)
 
 
 def test_no_legend_covers_a_curve_or_is_cut_off(sinusoids, trained):
