@@ -25,8 +25,9 @@ class MAML:
     update_lr, num_updates: alpha, and the number of inner steps in training; stop_grad: first-order MAML;
         learn_update_lr: one alpha a tensor and step is trained too ("may be meta-learned", section 2.2).
     meta_lr, clip: beta, and the element-wise limit of the meta-gradient.
-    vectorize: all tasks as one batched computation compiled by XLA, best for small fully connected networks; otherwise
-        a task at a time on each of parallel_tasks cores, or with xla on a GPU (docs/performance.md).
+    vectorize: all tasks as one batched computation, compiled by XLA, best for small fully connected networks; otherwise
+        a task at a time on each of parallel_tasks cores.
+    xla: compile the training step of the latter way too, best on a GPU (docs/performance.md).
     """
 
     def __init__(
