@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import report
-from experiments import beyond_the_paper, source_of
+from experiments import source_of, test_name
 
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
 
@@ -109,18 +109,6 @@ def image_samples(model, data, config, classes=10):
             samples[name] = samples[name].repeat(3, axis=3)
     samples['predicted'] = model.outputs(task, steps)[-1][rows].argmax(1)
     return samples
-
-
-def test_name(config, trained_seed=None):
-    """Return the name of a test's files, the original's (maml: main.py:206); more where two tests would share it.
-
-    trained_seed: that of the run which is tested, where it is known.
-    """
-    name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
-    name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
-    name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
-    name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''
-    return name + (f'_itr{config.test_iter}' if config.test_iter != -1 else '') + beyond_the_paper(config)
 
 
 def summarise(results, scale=1, ddof=0):

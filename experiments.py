@@ -268,6 +268,22 @@ def settings_of(weights):
     return {name: settings[name] for name in OF_WEIGHTS if name in settings}
 
 
+def test_name(config, trained_seed=None):
+    """Return the name of a test's files, the original's (maml: main.py:206); more where two tests would share it.
+
+    trained_seed: that of the run which is tested, where it is known.
+    """
+    iterate = f'_itr{config.test_iter}' if config.test_iter != -1 else ''
+    if SOURCES[config.datasource].rl:
+        alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
+        return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
+    name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
+    name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
+    name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
+    name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''
+    return name + iterate + beyond_the_paper(config)
+
+
 def beyond_the_paper(config):
     """Return what the name of a test's files says where what is tested, or its tasks, steps, … are not the paper's."""
     values = {**vars(config), 'rl': SOURCES[config.datasource].rl}

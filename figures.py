@@ -15,7 +15,6 @@ import contextlib
 import json
 import math
 import pathlib
-import re
 import textwrap
 import types
 
@@ -23,7 +22,7 @@ import curves
 import runtime
 from experiments import SOURCES
 from runtime import UserError
-from targets import FIGURES, ROOT, papers
+from targets import FIGURES, ROOT, TARGETS, Work, papers
 
 with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
     import matplotlib
@@ -83,11 +82,10 @@ def read_returns(paths):
 
 
 def find(root, sources, seed):
-    """Return the results of the paper's tests of data sources: not of those with other numbers of tasks or steps."""
-    runs = [root / source / (method or 'maml') / f'seed{seed}' for source in sources for method in METHODS]
-    paths = [path for run in runs for path in sorted(run.glob('test*.json'))]
-    papers = re.compile(r'test_[fu]bs\d+_stepsize[^_]+(_policies1)?(_workers1)?')
-    return [read(path) for path in paths if papers.fullmatch(path.stem)]
+    """Return the results of the tests that targets.py names for these data sources: of the paper's, not of others."""
+    works = {t.run: Work(t, seed, root) for t in TARGETS if t.run.split('/')[0] in sources}  # tables share runs
+    paths = [work.result_path(test) for work in works.values() for test in range(len(work.target.tests))]
+    return [read(path) for path in paths if path.exists()]
 
 
 def ordered(results):

@@ -268,19 +268,16 @@ class Work:
 
     def result(self, test=0):
         """Return what the test of this number wrote, None where it was not done."""
-        path = self.folder / f'{self.test_name(test)}.json'
+        path = self.result_path(test)
         try:
             return json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
             raise UserError(f'{path} cannot be read ({error}): bring it back, or delete it and test again') from None
 
-    def test_name(self, test):
-        """Return the name of the files of the test of this number."""
-        if self.rl:
-            from rl.evaluation import test_name
-        else:
-            from evaluation import test_name
-        return test_name(self.settings(train=False, **self.target.tests[test][1])[0])
+    def result_path(self, test):
+        """Return the path of what the test of this number writes."""
+        config, _ = self.settings(train=False, **self.target.tests[test][1])
+        return self.folder / f'{experiments.test_name(config)}.json'
 
     def done(self):
         """Return how many iterations are done, and the seconds they took (NaN: not known)."""

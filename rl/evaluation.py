@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 import report
-from experiments import beyond_the_paper
+from experiments import test_name
 from rl.envs import FAMILIES
 from rl.envs.base import DirectionTask
 from rl.policy import flatten
@@ -126,10 +126,3 @@ def by_direction(datasource, tasks, returns):
     return {
         f'{words} ({mask.sum()} of {len(tasks)} tasks)': returns[mask].mean(axis=0) for words, mask in which.items()
     }
-
-
-def test_name(config):
-    """Return the name of a test's files: rollouts, alpha and, unless it is the best one, the iterate."""
-    alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
-    iterate = f'_itr{config.test_iter}' if config.test_iter != -1 else ''
-    return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import evaluation
 import experiments
 import main
 import training
@@ -95,11 +94,11 @@ def test_tests_that_differ_do_not_share_a_file():
     given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
     given += [{'init_from': 'a/best.npz'}, {'init_from': 'b/best.npz'}]
     configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
-    assert len({evaluation.test_name(config) for config in configs}) == len(given)
-    assert evaluation.test_name(configs[0], trained_seed=1) == evaluation.test_name(configs[0])
-    assert evaluation.test_name(configs[0], trained_seed=2) == evaluation.test_name(configs[0]) + '_seed1'
+    assert len({experiments.test_name(config) for config in configs}) == len(given)
+    assert experiments.test_name(configs[0], trained_seed=1) == experiments.test_name(configs[0])
+    assert experiments.test_name(configs[0], trained_seed=2) == experiments.test_name(configs[0]) + '_seed1'
     sinusoids = [resolve(train=False, test_query=query) for query in (10, 50)]
-    assert evaluation.test_name(sinusoids[1]) == evaluation.test_name(sinusoids[0]) + '_query50'
+    assert experiments.test_name(sinusoids[1]) == experiments.test_name(sinusoids[0]) + '_query50'
     assert len({experiments.run_name(config) for config in configs}) == 1
 
 

@@ -245,7 +245,7 @@ def test_a_number_of_other_weights_is_found(done, tmp_path, capsys):
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     work = Work(TINY, 1, tmp_path)
     assert reproduce.check(work, 20) is None
-    path = work.folder / f'{work.test_name(0)}.json'
+    path = work.result_path(0)
     result = json.loads(path.read_text())
     result['mean_of_the_others'][2] *= 3
     path.write_text(json.dumps(result))
@@ -260,7 +260,7 @@ def test_what_cannot_be_read_is_no_result_that_holds(done, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match='1 of 1 results not checked'):
         reproduce.check_all([TINY], tmp_path, None, 5)
-    (work.folder / f'{work.test_name(0)}.json').write_text('<<<<<<<')
+    work.result_path(0).write_text('<<<<<<<')
     with pytest.raises(UserError, match='cannot be read'):
         tables.state(work)
 

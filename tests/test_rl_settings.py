@@ -147,10 +147,10 @@ def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
 def test_another_seed_of_a_test_has_other_tasks_and_a_name_of_its_own():
     first, second = settings('cheetah_dir'), settings('cheetah_dir', test_seed=2)
     assert (evaluation.test_tasks(first) != evaluation.test_tasks(second)).any()
-    assert evaluation.test_name(second) == evaluation.test_name(first) + '_seed2'
-    assert evaluation.test_name(settings('ant_dir', test_seed=2)) == evaluation.test_name(settings('ant_dir'))
+    assert experiments.test_name(second) == experiments.test_name(first) + '_seed2'
+    assert experiments.test_name(settings('ant_dir', test_seed=2)) == experiments.test_name(settings('ant_dir'))
     one_worker = settings('cheetah_dir', test_sampling_workers=1)
-    assert evaluation.test_name(one_worker) == evaluation.test_name(first) + '_workers1'
+    assert experiments.test_name(one_worker) == experiments.test_name(first) + '_workers1'
 
 
 def test_returns_by_direction():
