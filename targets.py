@@ -102,7 +102,6 @@ def study_targets(paper):
         'workers': ({}, ''),
         'workers_fast': (fast, ''),
         'workers_fast_kl0.005': ({'meta_step_size': 0.005, **fast}, 'workers_fast'),
-        'rollouts40': ({'update_batch_size': 40}, ''),
         'rollouts40_fast': ({'update_batch_size': 40, **fast}, ''),
         'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **fast}, ''),
         'rollouts40_tasks80': ({'update_batch_size': 40, 'meta_batch_size': 80, **fast}, ''),
