@@ -104,7 +104,10 @@ def study_targets(paper):
         'workers_fast_kl0.005': ({'meta_step_size': 0.005, **fast}, 'workers_fast'),
         'rollouts40_fast': ({'update_batch_size': 40, **fast}, ''),
         'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **fast}, ''),
-        'rollouts40_tasks80': ({'update_batch_size': 40, 'meta_batch_size': 80, **fast}, ''),
+        'rollouts40_tasks80': (
+            {'update_batch_size': 40, 'meta_batch_size': 80, 'metatrain_iterations': 300, **fast},
+            '',
+        ),
     }
     for run, (flags, start) in recipes.items():
         flags = {'datasource': 'cheetah_dir', **({'metatrain_iterations': 150} if run != 'maml' else {}), **flags}
