@@ -53,8 +53,15 @@ def image_target(experiment, method, paper, interval, hours, **flags):
 # These policies in results/ were trained before the original's workers were ported (docs/fidelity.md, row 12 of
 # reinforcement learning, and departure n), and the ant's random ones tested; all others are made as was released.
 ONE_WORKER = {'sampling_workers': 1}
-MADE_BY_ONE = {f'cheetah_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'pretrain', 'oracle')}
-MADE_BY_ONE |= {f'ant_{task}/{method}' for task in ('vel', 'dir') for method in ('maml', 'random')}
+MADE_BY_ONE = {
+    *('cheetah_vel/maml', 'cheetah_vel/pretrain', 'cheetah_vel/oracle', 'cheetah_dir/pretrain', 'cheetah_dir/oracle'),
+    *('ant_vel/maml', 'ant_vel/random', 'ant_dir/maml', 'ant_dir/random'),
+}
+
+# What half-cheetah direction takes to reach the paper's return, and its run (results/cheetah_dir/README.md).
+FAST = {'hvp': 'exact', 'subsample_factor': 0.25}  # less than half the time of an iteration
+LARGER = {'update_batch_size': 40, 'meta_batch_size': 80, 'metatrain_iterations': 300, **FAST}
+RECIPES = {'cheetah_dir/maml': ('cheetah_dir/rollouts40_tasks80', LARGER)}
 
 
 def rl_targets(figures):
@@ -63,13 +70,9 @@ def rl_targets(figures):
     for source, hour in hours.items():
         for method in ('maml', 'pretrain', 'random', 'oracle'):
             curve = figures[source][method]
-            older = ONE_WORKER if f'{source}/{method}' in MADE_BY_ONE else {}
-            if older and method == 'random':
-                older = {'test_sampling_workers': 1, 'random_policies': 1}
             yield Target(
                 f'figure5/{source}/{method}',
-                f'{source}/{method}',
-                {'datasource': source} | ({} if method == 'maml' else {'baseline': method}) | older,
+                *rl_run(source, method),
                 (('paper', {}),),
                 tuple(range(len(curve['mean']))),
                 tuple(curve['mean']),
@@ -78,11 +81,17 @@ def rl_targets(figures):
             )
     for table, source in (('table4', 'point'), ('table5', 'cheetah_dir')):
         for method, curve in figures[table].items():
-            flags = {'datasource': source} | ({} if method == 'maml' else {'baseline': method})
-            flags |= ONE_WORKER if source == 'cheetah_dir' and method == 'maml' else {}  # the policy of Figure 5
+            run, flags = rl_run(source, method)  # for MAML the policy of Figure 5
             steps = tuple(range(len(curve)))
-            name = f'{table}/{method}'
-            yield Target(name, f'{source}/{method}', flags, (('paper', {}),), steps, tuple(curve), (), hours[source])
+            yield Target(f'{table}/{method}', run, flags, (('paper', {}),), steps, tuple(curve), (), hours[source])
+
+
+def rl_run(source, method):
+    """Return the name and the flags of the run that is a target's."""
+    run = f'{source}/{method}'
+    older = {'test_sampling_workers': 1, 'random_policies': 1} if method == 'random' else ONE_WORKER
+    run, flags = RECIPES.get(run, (run, older if run in MADE_BY_ONE else {}))
+    return run, {'datasource': source} | ({} if method == 'maml' else {'baseline': method}) | flags
 
 
 def study_targets(paper):
@@ -96,18 +105,14 @@ def study_targets(paper):
         *((f'20 rollouts, seed {n}', {'test_seed': n, 'test_num_updates': 1}) for n in (2, 3)),
     )
     tests += (('100 rollouts', {'test_update_batch_size': 100, 'test_num_updates': 1}),)
-    fast = {'hvp': 'exact', 'subsample_factor': 0.25}  # less than half the time of an iteration
     recipes = {  # and the run that it goes on from
         'maml': (ONE_WORKER, ''),
         'workers': ({}, ''),
-        'workers_fast': (fast, ''),
-        'workers_fast_kl0.005': ({'meta_step_size': 0.005, **fast}, 'workers_fast'),
-        'rollouts40_fast': ({'update_batch_size': 40, **fast}, ''),
-        'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **fast}, ''),
-        'rollouts40_tasks80': (
-            {'update_batch_size': 40, 'meta_batch_size': 80, 'metatrain_iterations': 300, **fast},
-            '',
-        ),
+        'workers_fast': (FAST, ''),
+        'workers_fast_kl0.005': ({'meta_step_size': 0.005, **FAST}, 'workers_fast'),
+        'rollouts40_fast': ({'update_batch_size': 40, **FAST}, ''),
+        'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **FAST}, ''),
+        'rollouts40_tasks80': (LARGER, ''),
     }
     for run, (flags, start) in recipes.items():
         flags = {'datasource': 'cheetah_dir', **({'metatrain_iterations': 150} if run != 'maml' else {}), **flags}
@@ -239,11 +244,12 @@ PROTOCOL = (
 
 def papers(config):
     """Return the paper's values for the test with these settings by number of steps; empty where it has none."""
-    tuned = {'update_lr'} if getattr(config, 'update_lr_grid', None) else set()  # it is what the test has chosen
+    free = {'update_lr'} if getattr(config, 'update_lr_grid', None) else set()  # it is what the test has chosen
+    free |= {'update_batch_size'} if experiments.SOURCES[config.datasource].rl else set()  # of training alone
     for target in TARGETS:
         flags = {**target.flags, **target.tests[0][1], 'train': False}
         settings, _ = main.read_flags(arguments(flags))
-        if all(getattr(settings, name, None) == getattr(config, name, None) for name in set(PROTOCOL) - tuned):
+        if all(getattr(settings, name, None) == getattr(config, name, None) for name in set(PROTOCOL) - free):
             return {step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates}
     return {}
 
