@@ -61,7 +61,7 @@ class MAML:
         # Two optimisers that share no slots, as in the original (maml: maml.py:142,145).
         self.pretrain_adam, self.metatrain_adam = Adam(self.weights, meta_lr), Adam(self.weights, meta_lr)
         self.compiled_block = tf.function(self.outer_steps, jit_compile=self.xla or None)
-        self.evaluate = tf.function(self._evaluate)
+        self.evaluate = tf.function(self._evaluate, jit_compile=xla or None)
 
     # ---- The algorithm -------------------------------------------------------------------------------------
 

@@ -51,17 +51,21 @@ def image_target(experiment, method, paper, interval, hours, **flags):
 
 
 # These policies in results/ were trained before the original's workers were ported (docs/fidelity.md, row 12 of
-# reinforcement learning, and departure n), and the ant's random ones tested; all others are made as was released.
+# reinforcement learning, and departure n); all others are made as was released.
 ONE_WORKER = {'sampling_workers': 1}
 MADE_BY_ONE = {
     *('cheetah_vel/maml', 'cheetah_vel/pretrain', 'cheetah_vel/oracle', 'cheetah_dir/pretrain', 'cheetah_dir/oracle'),
-    *('ant_vel/maml', 'ant_vel/random', 'ant_dir/maml', 'ant_dir/random'),
+    'ant_dir/maml',
 }
 
-# What half-cheetah direction takes to reach the paper's return, and its run (results/cheetah_dir/README.md).
+# Policies of Figure 5 that are made with other flags than the original's, and their runs: what half-cheetah direction
+# takes to reach the paper's return (results/cheetah_dir/README.md), and ant velocity, which takes hours.
 FAST = {'hvp': 'exact', 'subsample_factor': 0.25}  # less than half the time of an iteration
 LARGER = {'update_batch_size': 40, 'meta_batch_size': 80, 'metatrain_iterations': 300, **FAST}
-RECIPES = {'cheetah_dir/maml': ('cheetah_dir/rollouts40_tasks80', LARGER)}
+RECIPES = {
+    'cheetah_dir/maml': ('cheetah_dir/rollouts40_tasks80', LARGER),
+    'ant_vel/maml': ('ant_vel/maml', {'metatrain_iterations': 375, **FAST}),
+}
 
 
 def rl_targets(figures):
@@ -89,8 +93,7 @@ def rl_targets(figures):
 def rl_run(source, method):
     """Return the name and the flags of the run that is a target's."""
     run = f'{source}/{method}'
-    older = {'test_sampling_workers': 1, 'random_policies': 1} if method == 'random' else ONE_WORKER
-    run, flags = RECIPES.get(run, (run, older if run in MADE_BY_ONE else {}))
+    run, flags = RECIPES.get(run, (run, ONE_WORKER if run in MADE_BY_ONE else {}))
     return run, {'datasource': source} | ({} if method == 'maml' else {'baseline': method}) | flags
 
 
