@@ -145,6 +145,9 @@ def test_a_task_at_a_time_compiled_by_xla():
     assert case.error({name: weight.numpy() for name, weight in model.weights.items()}, 'w1', case.weights) < 5e-3
     block = [part[None] for part in case.tasks]
     assert model.compiled_block.experimental_get_compiler_ir(block, tf.constant(0), tf.constant(1), False)()
+    compiled, plain = (case.model(xla=xla).evaluate for xla in (True, False))
+    np.testing.assert_allclose(compiled(case.tasks, 1), plain(case.tasks, 1), atol=0.01)
+    assert compiled.experimental_get_compiler_ir(case.tasks, 1, None)()
 
 
 @pytest.mark.parametrize('size', [2, 4, 21])
