@@ -27,7 +27,7 @@ class MAML:
     meta_lr, clip: beta, and the element-wise limit of the meta-gradient.
     vectorize: all tasks as one batched computation, compiled by XLA, best for small fully connected networks; otherwise
         a task at a time on each of parallel_tasks cores.
-    xla: compile the training step of the latter way too, best on a GPU (docs/performance.md).
+    xla: compile the training step of the latter way too, and the evaluation, best on a GPU (docs/performance.md).
     """
 
     def __init__(
