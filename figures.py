@@ -12,6 +12,7 @@ are means over all iterations since the line before, else from TensorBoard's sum
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import pathlib
@@ -86,6 +87,11 @@ def find(root, sources, seed):
     works = {t.run: Work(t, seed, root) for t in TARGETS if t.run.split('/')[0] in sources}  # tables share runs
     paths = [work.result_path(test) for work in works.values() for test in range(len(work.target.tests))]
     return [read(path) for path in paths if path.exists()]
+
+
+def digest(results):
+    """Return a digest of the results of tests: a figure's picture keeps that of what it was drawn from."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
 
 
 def ordered(results):
@@ -336,14 +342,18 @@ def training_curves(folders):
 # ---- Files -----------------------------------------------------------------------------------------------------
 
 
-def write(figure, *paths):
-    """Write a figure in the formats that the names of `paths` end in, each whole or not at all."""
+def write(figure, *paths, source=None):
+    """Write a figure in the formats that the names of `paths` end in, each whole or not at all.
+
+    source: kept in its metadata (PNG and SVG).
+    """
+    metadata = {'Source': source} if source else {}
     for path in map(pathlib.Path, paths):
         kind = path.suffix[1:]
         if kind not in figure.canvas.get_supported_filetypes():
             raise UserError(f'{path}: a picture ends in .png, .svg or .pdf')
         with runtime.replacing(path, 'wb') as file:
-            figure.savefig(file, format=kind, metadata={'Date': None} if kind == 'svg' else None)
+            figure.savefig(file, format=kind, metadata=metadata | ({'Date': None} if kind == 'svg' else {}))
 
 
 def write_figure(name, root, seed):
@@ -351,7 +361,7 @@ def write_figure(name, root, seed):
     results = find(root, FIGURES[name], seed)
     if not results:
         raise UserError(f'{root} has no tests that {name} is made of: python reproduce.py {name} trains and tests')
-    write(DRAW[name](results), root / f'{name}.png', root / f'{name}.svg')
+    write(DRAW[name](results), root / f'{name}.png', root / f'{name}.svg', source=digest(results))
     print(f'written to {root / name}.png and .svg')
 
 

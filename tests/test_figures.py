@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from program import MAIN, command, full_disk, run_here
 
 import curves
@@ -150,6 +151,12 @@ def test_the_figures_show_every_curve_that_the_table_has(name, sources):
     settings = [result['settings'] for result in figures.find(ROOT / 'results', figures.FIGURES[name], 1)]
     found = [tuple(filter(None, (s['datasource'], s['baseline']))) for s in settings]
     assert found and sorted(found) == sorted(row for row in table if row and row[0] in sources)
+
+
+@pytest.mark.parametrize('name', figures.FIGURES)
+def test_the_pictures_in_results_are_of_the_tests_there(name):
+    picture, results = ROOT / 'results' / f'{name}.png', figures.find(ROOT / 'results', figures.FIGURES[name], 1)
+    assert Image.open(picture).text['Source'] == figures.digest(results), f'draw it anew: python figures.py {name}'
 
 
 def test_no_legend_covers_a_curve_or_is_cut_off(sinusoids, trained):
