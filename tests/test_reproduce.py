@@ -165,7 +165,7 @@ def test_the_papers_values_are_known_for_its_own_tests_alone():
 
 @pytest.mark.parametrize('table', ['table4', 'table5'])
 def test_a_context_vector_is_trained_as_the_policy_that_it_is_compared_with(table):
-    maml, context = [target.flags for target in targets.select([f'{table}/maml', f'{table}/context'])]
+    maml, context = [dict(target.flags) for target in targets.select([f'{table}/maml', f'{table}/context'])]
     assert context.pop('baseline') == 'context' and context.pop('hvp', None) != 'exact'
     assert context == {name: value for name, value in maml.items() if name != 'hvp'}
 
