@@ -70,7 +70,7 @@ RECIPES = {
     'cheetah_dir/maml': ('cheetah_dir/rollouts40_tasks80', LARGER),
     'cheetah_dir/context': ('cheetah_dir/context', {**LARGER, 'hvp': 'finite_difference'}),
     'ant_vel/maml': ('ant_vel/maml', {'metatrain_iterations': 375, **FAST}),
-    'ant_dir/maml': ('ant_dir/maml', {'meta_step_size': 0.02, 'metatrain_iterations': 300, **FAST}),
+    'ant_dir/maml': ('ant_dir/maml', {'meta_step_size': 0.02, 'metatrain_iterations': 575, **FAST}),
 }
 
 
