@@ -24,6 +24,7 @@ LIMITS = [
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
     (['subsample_factor'], lambda value: 0 < value <= 1, 'more than 0, at most 1 (all tasks)'),
+    (['gae_lambda'], lambda value: 0 <= value <= 1, '0 to 1'),
     (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
     (['hidden'], lambda values: min(values) >= 1, 'sizes of layers, as 40,40'),
     (['img_size'], lambda value: 2 <= value <= 1024, '2 to 1024'),

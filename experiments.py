@@ -133,6 +133,7 @@ PAPER = [
         'maml_rl: cluster_maml_trpo_*.py',
     ),
     ({'rl': True}, dict(subsample_factor=1.0), 'maml_rl: conjugate_gradient_optimizer.py:129'),
+    ({'rl': True}, dict(gae_lambda=1.0), 'maml_rl: batch_maml_polopt.py'),
     (
         {'rl': True},
         dict(
@@ -293,7 +294,7 @@ def beyond_the_paper(config):
             numbers.update(settings)
     words = {
         **{'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'},
-        **{'test_seed': 'seed', 'test_sampling_workers': 'workers'},
+        **{'test_seed': 'seed', 'test_sampling_workers': 'workers', 'gae_lambda': 'lambda'},
     }
     name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
     if not config.init_from or config.train:
@@ -371,6 +372,7 @@ def rl_run_name(config):
             f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
             '_exacthvp' if config.hvp == 'exact' else '',
             f'_sub{config.subsample_factor}' if config.subsample_factor != 1 else '',
+            f'_lambda{config.gae_lambda}' if config.gae_lambda != 1 else '',
             '_stopgrad' if config.stop_grad else '',
             f'_{config.baseline}' if config.baseline else '',
             '_learnlr' if config.learn_update_lr else '',

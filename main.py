@@ -79,6 +79,11 @@ enum(
     'how TRPO multiplies vectors by the Hessian of that KL divergence: exact is beyond the original, and faster.',
 )
 number('subsample_factor', None, 'share of the tasks over which TRPO takes these products; less than 1 is faster.')
+number(
+    'gae_lambda',
+    None,
+    'lambda of the generalised advantage estimates, in training and tests; below 1 they have less noise, but a bias.',
+)
 integer(
     'update_batch_size',
     None,
@@ -178,7 +183,7 @@ SUPERVISED_ONLY = {
 }
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video', 'random_policies', 'hvp', 'subsample_factor', 'test_seed'),
+    *('test_update_lr', 'video', 'random_policies', 'hvp', 'subsample_factor', 'test_seed', 'gae_lambda'),
 }
 
 

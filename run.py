@@ -45,7 +45,10 @@ TRAINING = {
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
 # What runs were made with whose config.json does not say, because the setting is newer.
-BEFORE = {'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'precision': 'float32'}
+BEFORE = {
+    **{'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'gae_lambda': 1.0},
+    'precision': 'float32',
+}
 
 
 class Run:

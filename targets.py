@@ -247,7 +247,7 @@ PROTOCOL = (
         'test_query',
         'update_lr_grid',
     ),
-    *('test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed'),
+    *('test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed', 'gae_lambda'),
 )
 
 

@@ -28,7 +28,7 @@ def adapt_and_measure(model, sampler, step_sizes, progress=lambda: None):
     """
     phis, paths = [model.unadapted(len(sampler.tasks))], []
     for alpha in step_sizes:
-        collected, _, samples = collect(model.policy, sampler, phis[-1])
+        collected, _, samples = collect(model.policy, sampler, phis[-1], model.settings.gae_lambda)
         paths.append(collected)
         phis.append(adapt(model.policy, phis[-1], samples, alpha, model.threads))
         progress()

@@ -26,11 +26,12 @@ from rl.trpo import TrustRegion, finite_difference_product, trpo_step
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """The settings of the outer step; trust_region holds TRPO's own."""
+    """The settings of an iteration; trust_region holds TRPO's own."""
 
     num_updates: int = 1  # inner steps; 0 is plain TRPO, with no adaptation
     update_lr: float = 0.1  # alpha, or where each learned step size starts
     learn_update_lr: bool = False  # a step size per adapted weight tensor and inner step, part of theta
+    gae_lambda: float = 1.0  # of the advantages in both steps (advantages.py)
     stop_grad: bool = False  # take the inner gradient for a constant
     kl_constrain_step: int = -1  # whose KL is limited: the post-update policy, or that before inner step k
     hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
@@ -67,7 +68,7 @@ def meta_iteration(maml, sampler):
     steps, returns, sampling = [], [], 0.0
     for alpha in [*maml.step_sizes(), None]:  # lines 4 to 9, of all tasks at once; the last paths are line 8's
         before = time.time()
-        paths, estimates, samples = collect(maml.policy, sampler, phi)
+        paths, estimates, samples = collect(maml.policy, sampler, phi, maml.settings.gae_lambda)
         sampling += time.time() - before
         steps.append(samples)
         returns.append(paths.average_returns().mean())

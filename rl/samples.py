@@ -64,9 +64,9 @@ class Samples(NamedTuple):
         return Samples(*[x[i, :n] for x in self[:-1]], self.log_std[i])
 
 
-def collect(policy, sampler, phi) -> tuple[Paths, Estimates, Samples]:
+def collect(policy, sampler, phi, gae_lambda=1.0) -> tuple[Paths, Estimates, Samples]:
     """Collect the sampler's next paths with the policies of weights phi [tasks, ...]."""
     paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
-    estimates = estimate(paths.observations, paths.rewards, paths.path_lengths)
+    estimates = estimate(paths.observations, paths.rewards, paths.path_lengths, gae_lambda=gae_lambda)
     samples = Samples.drawn_by(policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid)
     return paths, estimates, samples

@@ -68,6 +68,7 @@ def make_model(config, threads):
         num_updates=config.num_updates,
         update_lr=config.update_lr,
         learn_update_lr=config.learn_update_lr,
+        gae_lambda=config.gae_lambda,
         stop_grad=config.stop_grad,
         kl_constrain_step=config.kl_constrain_step,
         hvp=config.hvp,

@@ -166,6 +166,7 @@ def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given()
         ('point', 'test_update_batch_size', [0], [1]),
         ('point', 'meta_step_size', [0.0, -1.0], [1e-9]),
         ('point', 'subsample_factor', [0.0, 1.1], [1.0]),
+        ('point', 'gae_lambda', [-0.1, 1.1], [0.0, 1.0]),
         ('point', 'test_sampling_workers', [0], [1]),
         ('point', 'test_seed', [-1, 2**32], [0]),
         ('point', 'num_updates', [-1, 0, 101], [1, 100]),

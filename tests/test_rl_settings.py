@@ -46,7 +46,7 @@ def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
         config.test_seed,
         step_sizes,
     )
-    assert config.num_test_tasks == 40 and config.num_updates == 1
+    assert config.num_test_tasks == 40 and config.num_updates == config.gae_lambda == 1
 
 
 def test_each_family_is_a_data_source():
@@ -67,14 +67,14 @@ def test_baselines_in_the_table():
 
 def test_runs_that_differ_do_not_share_a_folder():
     given = [{}, {'stop_grad': True}, {'learn_update_lr': True}, {'num_updates': 2}, {'meta_step_size': 0.02}]
-    given += [{'kl_constrain_step': 0}, {'hvp': 'exact'}, {'subsample_factor': 0.5}]
+    given += [{'kl_constrain_step': 0}, {'hvp': 'exact'}, {'subsample_factor': 0.5}, {'gae_lambda': 0.9}]
     given += [{'baseline': b} for b in ('pretrain', 'oracle', 'random', 'context')]
     assert len({experiments.run_name(settings(**g)) for g in given}) == len(given)
 
 
 def test_the_flags_reach_the_outer_step():
     given = {'num_updates': 2, 'kl_constrain_step': 1, 'stop_grad': True, 'meta_step_size': 0.5, 'hvp': 'exact'}
-    given |= {'subsample_factor': 0.5}
+    given |= {'subsample_factor': 0.5, 'gae_lambda': 0.9}
     reached = training.make_model(settings(**given), threads=2).settings
     assert reached.trust_region.max_kl == given.pop('meta_step_size')
     assert given == {name: getattr(reached, name) for name in given}
@@ -127,7 +127,7 @@ def test_seeds_and_iterations_have_weights_tasks_and_noise_of_their_own(tmp_path
 
 def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
     """The first from theta; in a test and in an iteration of training, against the plain loop."""
-    config = settings(**TINY, num_updates=2)
+    config = settings(**TINY, num_updates=2, gae_lambda=0.5)
     model, tasks, steps = training.make_model(config, threads=2), evaluation.test_tasks(config), []
     one, two, three = (Sampler('point', tasks, 2, seed=5) for _ in range(3))
     paths, phis = evaluation.adapt_and_measure(model, one, [0.5, 0.5])
@@ -138,9 +138,10 @@ def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
     for phi_in_test, paths_in_test, samples_in_training in zip(phis, paths, steps, strict=True):
         for name, weight in phi.items():
             np.testing.assert_array_equal(phi_in_test[name], weight)
-        collected, _, samples = collect(model.policy, three, phi)
+        collected, _, samples = collect(model.policy, three, phi, gae_lambda=0.5)
         np.testing.assert_array_equal(paths_in_test.rewards, collected.rewards)
         np.testing.assert_array_equal(samples_in_training.mean, samples.mean)
+        np.testing.assert_array_equal(samples_in_training.advantages, samples.advantages)
         phi = adapt(model.policy, phi, samples, 0.5)
 
 
@@ -151,6 +152,8 @@ def test_another_seed_of_a_test_has_other_tasks_and_a_name_of_its_own():
     assert experiments.test_name(settings('ant_dir', test_seed=2)) == experiments.test_name(settings('ant_dir'))
     one_worker = settings('cheetah_dir', test_sampling_workers=1)
     assert experiments.test_name(one_worker) == experiments.test_name(first) + '_workers1'
+    less_noise = settings('cheetah_dir', gae_lambda=0.9)
+    assert experiments.test_name(less_noise) == experiments.test_name(first) + '_lambda0.9'
 
 
 def test_returns_by_direction():
