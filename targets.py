@@ -118,6 +118,7 @@ def study_targets(paper):
         'maml': (ONE_WORKER, ''),
         'workers': ({}, ''),
         'workers_fast': (FAST, ''),
+        'workers_fast_lambda0.95': ({'gae_lambda': 0.95, **FAST}, ''),
         'workers_fast_kl0.005': ({'meta_step_size': 0.005, **FAST}, 'workers_fast'),
         'rollouts40_fast': ({'update_batch_size': 40, **FAST}, ''),
         'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **FAST}, ''),
