@@ -149,7 +149,7 @@ CONTRADICTIONS = {
             '--baseline={baseline} is trained without an inner update: drop --update_lr or set --test_update_lr',
         ),
         *without(
-            ['num_updates', 'learn_update_lr', 'stop_grad'],
+            ['num_updates', 'learn_update_lr', 'stop_grad', 'likelihood_ratio'],
             '--baseline={baseline} is trained without an inner update',
             lambda c: c.baseline not in (None, 'context'),
         ),
@@ -171,6 +171,10 @@ CONTRADICTIONS = {
             '--num_updates={num_updates}',
         ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
+        (
+            lambda c: c.likelihood_ratio and c.stop_grad,
+            '--likelihood_ratio is about the second derivatives that --stop_grad leaves out: drop one of them',
+        ),
         (lambda c: c.baseline == 'random' and c.init_from, '--baseline=random is untrained: drop it or --init_from'),
         (lambda c: c.baseline != 'random' and c.random_policies, '--random_policies is for --baseline=random: drop it'),
         (lambda c: c.video and not c.video.endswith('.gif'), '--video={video} is no .gif: give a name that ends so'),

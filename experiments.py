@@ -322,7 +322,7 @@ def unused(config):
     elif not source.rl and not config.conv:
         names |= {'max_pool', 'num_filters', 'precision'}
     if source.rl and not config.num_updates:
-        names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'kl_constrain_step'}
+        names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'likelihood_ratio', 'kl_constrain_step'}
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}
@@ -374,6 +374,7 @@ def rl_run_name(config):
             f'_sub{config.subsample_factor}' if config.subsample_factor != 1 else '',
             f'_lambda{config.gae_lambda}' if config.gae_lambda != 1 else '',
             '_stopgrad' if config.stop_grad else '',
+            '_ratio' if config.likelihood_ratio else '',
             f'_{config.baseline}' if config.baseline else '',
             '_learnlr' if config.learn_update_lr else '',
         ]

@@ -123,6 +123,12 @@ flags.DEFINE_list('hidden', None, 'sizes of the hidden layers, for tables.', fla
 boolean('conv', None, 'convolutional network, or fully connected (images only).')
 boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
+boolean(
+    'likelihood_ratio',
+    False,
+    'differentiate the inner update as that of a likelihood ratio, which knows how samples depend on the weights; the '
+    "original's log-likelihood does not.",
+)
 enum(
     'precision',
     'float32',
@@ -184,6 +190,7 @@ SUPERVISED_ONLY = {
 RL_ONLY = {
     *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
     *('test_update_lr', 'video', 'random_policies', 'hvp', 'subsample_factor', 'test_seed', 'gae_lambda'),
+    'likelihood_ratio',
 }
 
 

@@ -41,13 +41,13 @@ FREE = {
 TRAINING = {
     *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
     *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers', 'data_digest'),
-    *('hvp', 'subsample_factor'),
+    *('hvp', 'subsample_factor', 'likelihood_ratio'),
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
 # What runs were made with whose config.json does not say, because the setting is newer.
 BEFORE = {
     **{'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'gae_lambda': 1.0},
-    'precision': 'float32',
+    **{'likelihood_ratio': False, 'precision': 'float32'},
 }
 
 

@@ -119,6 +119,7 @@ def study_targets(paper):
         'workers': ({}, ''),
         'workers_fast': (FAST, ''),
         'workers_fast_lambda0.95': ({'gae_lambda': 0.95, **FAST}, ''),
+        'workers_fast_lambda0.95_ratio': ({'gae_lambda': 0.95, 'likelihood_ratio': True, **FAST}, ''),
         'workers_fast_kl0.005': ({'meta_step_size': 0.005, **FAST}, 'workers_fast'),
         'rollouts40_fast': ({'update_batch_size': 40, **FAST}, ''),
         'rollouts40_learned_alpha': ({'update_batch_size': 40, 'learn_update_lr': True, **FAST}, ''),
@@ -249,6 +250,7 @@ PROTOCOL = (
         'update_lr_grid',
     ),
     *('test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed', 'gae_lambda'),
+    'likelihood_ratio',
 )
 
 

@@ -79,7 +79,8 @@ class KlHessian:
         return map_tasks(one_task, steps[0], self._kept_spec(), self.maml.threads)
 
     def _mean_product(self, theta, v, steps, kept):
-        policy, stop_grad, learned = self.policy, self.maml.settings.stop_grad, self.maml.settings.learn_update_lr
+        policy, settings = self.policy, self.maml.settings
+        stop_grad, learned, ratio = settings.stop_grad, settings.learn_update_lr, settings.likelihood_ratio
         tensors, weights = len(self.sizes), sum(self.sizes)
         alpha = self.maml.alpha(unflatten(theta, self.maml.shapes))
         v_phi, v_alpha = v[:weights], tf.reshape(v[weights:], [-1, tensors])  # the second of learned ones alone
@@ -91,13 +92,15 @@ class KlHessian:
             policies = tf.nest.map_structure(lambda x: x[i], kept)
             w, by_alpha = v_phi, [tf.zeros([tensors])] * len(v_alpha)
             for j in range(self.updates):  # w = M v
-                change = 0.0 if stop_grad else each(alpha[j]) * inner_hessian(policy, policies[j], steps[j], i, w)
+                change = (
+                    0.0 if stop_grad else each(alpha[j]) * inner_hessian(policy, policies[j], steps[j], i, w, ratio)
+                )
                 w -= change + each(v_alpha[j]) * policies[j].gradient if learned else change
             w = fisher(policy, policies[-1], steps[self.updates], i, w)
             for j in reversed(range(self.updates)):  # w = M^T w
                 if learned:
                     by_alpha[j] = -tf.stack([tf.reduce_sum(x) for x in tf.split(policies[j].gradient * w, self.sizes)])
-                w -= 0.0 if stop_grad else inner_hessian(policy, policies[j], steps[j], i, each(alpha[j]) * w)
+                w -= 0.0 if stop_grad else inner_hessian(policy, policies[j], steps[j], i, each(alpha[j]) * w, ratio)
             return tf.concat([w, *by_alpha], axis=0)
 
         products = map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape), self.maml.threads)
@@ -130,15 +133,20 @@ def keep_inner(policy, phi, samples, task, i):
     return Kept(phi, hidden, tuple(deltas), flat_tensor(policy_gradient(policy, phi, task)))
 
 
-def inner_hessian(policy, kept, samples, i, v):
-    """Return L'' v for the inner loss L of task i, flat."""
+def inner_hessian(policy, kept, samples, i, v, likelihood_ratio=False):
+    """Return L'' v for the inner loss L of task i, flat; with a likelihood ratio each row's weight changes along v."""
     weight, delta = row_weights(samples, i), kept.deltas[-1]
     precision = tf.exp(-2 * policy.log_std(kept.phi))
-    squares = tf.reduce_sum(tf.math.divide_no_nan(delta**2, weight), axis=0) / precision  # weight ((a - mean) / std)^2
+    by_mean = tf.math.divide_no_nan(delta, weight)  # the derivative of each row's log-density: (a - mean) / std^2
+    squares = by_mean**2 / precision  # ((a - mean) / std)^2
 
     def output(r_mean, r_log_std):
         r_delta = -weight * precision * r_mean - 2 * delta * r_log_std
-        return r_delta, -2 * tf.reduce_sum(delta * r_mean, axis=0) - 2 * squares * r_log_std
+        r_last = -2 * tf.reduce_sum(delta * r_mean + weight * squares * r_log_std, axis=0)
+        if not likelihood_ratio:
+            return r_delta, r_last
+        r_log_pi = tf.reduce_sum(by_mean * r_mean + (squares - 1) * r_log_std, axis=1, keepdims=True)
+        return r_delta + delta * r_log_pi, r_last + tf.reduce_sum(weight * (squares - 1) * r_log_pi, axis=0)
 
     return r_gradient(policy, kept, samples.observations[i], v, output)
 

@@ -33,6 +33,7 @@ class MetaSettings:
     learn_update_lr: bool = False  # a step size per adapted weight tensor and inner step, part of theta
     gae_lambda: float = 1.0  # of the advantages in both steps (advantages.py)
     stop_grad: bool = False  # take the inner gradient for a constant
+    likelihood_ratio: bool = False  # differentiate it as that of a likelihood ratio (reinforce.py, surrogate_loss)
     kl_constrain_step: int = -1  # whose KL is limited: the post-update policy, or that before inner step k
     hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
     subsample_factor: float = 1.0  # share of the tasks that these products are taken over, the first
@@ -192,9 +193,9 @@ class MamlTrpo:
 
     def policies(self, theta, steps):
         """Return [phi_0 = theta, phi_1, ...]: the task's policy before each inner step and after the last one."""
-        phis, alpha = [theta], self.alpha(theta)
-        for j in range(self.settings.num_updates):
-            phis.append(inner_step(self.policy, phis[j], steps[j], alpha[j], self.settings.stop_grad))
+        phis, alpha, s = [theta], self.alpha(theta), self.settings
+        for j in range(s.num_updates):
+            phis.append(inner_step(self.policy, phis[j], steps[j], alpha[j], s.stop_grad, s.likelihood_ratio))
         return phis
 
     def _task_loss(self, phis, steps):

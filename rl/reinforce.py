@@ -13,35 +13,42 @@ from rl.policy import gaussian
 from rl.samples import Samples
 
 
-def surrogate_loss(policy, phi, samples):
+def surrogate_loss(policy, phi, samples, likelihood_ratio=False):
     """Return -mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
 
+    likelihood_ratio: of pi_phi / pi_old A instead, pi_old the policy that drew the samples. There the gradient is the
+    same, but not its derivative, in which the ratio counts that other weights would have drawn other samples
+    (Rothfuss et al. 2019, "ProMP", section 5).
     Source: maml_rl: maml_npo.py, init_opt.
     """
     log_pi = gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
-    return -tf.reduce_mean(log_pi * samples.advantages)
+    if not likelihood_ratio:
+        return -tf.reduce_mean(log_pi * samples.advantages)
+    log_old = gaussian(samples.mean, samples.log_std).log_prob(samples.actions)
+    return -tf.reduce_mean(tf.exp(log_pi - log_old) * samples.advantages)
 
 
-def inner_step(policy, phi, samples, alpha, stop_grad=False):
+def inner_step(policy, phi, samples, alpha, stop_grad=False, likelihood_ratio=False):
     """Return phi' = phi - alpha grad L(phi) on one task's samples, for the weights in `policy.adapted`.
 
     phi: dictionary of tensors; alpha: a step size, or a vector with one for each adapted weight tensor;
-    stop_grad: take the gradient for a constant, as the first-order variant does. Returns a new dictionary.
+    stop_grad: take the gradient for a constant, as the first-order variant does; likelihood_ratio: as in
+    `surrogate_loss`. Returns a new dictionary.
     Source: maml_rl: maml_minimal_gauss_mlp_policy.py, updated_dist_info_sym.
     """
-    gradients = policy_gradient(policy, phi, samples)
+    gradients = policy_gradient(policy, phi, samples, likelihood_ratio)
     if stop_grad:
         gradients = {name: tf.stop_gradient(g) for name, g in gradients.items()}
     alphas = tf.unstack(tf.broadcast_to(alpha, [len(gradients)]))
     return {**phi, **{name: phi[name] - a * gradients[name] for name, a in zip(gradients, alphas)}}
 
 
-def policy_gradient(policy, phi, samples):
+def policy_gradient(policy, phi, samples, likelihood_ratio=False):
     """Return the gradient of `surrogate_loss` by the weights in `policy.adapted`: a dictionary."""
     adapted = {name: tf.convert_to_tensor(phi[name]) for name in policy.adapted}
     with tf.GradientTape() as tape:
         tape.watch(adapted)
-        loss = surrogate_loss(policy, {**phi, **adapted}, samples)
+        loss = surrogate_loss(policy, {**phi, **adapted}, samples, likelihood_ratio)
     return tape.gradient(loss, adapted)
 
 

@@ -70,6 +70,7 @@ def make_model(config, threads):
         learn_update_lr=config.learn_update_lr,
         gae_lambda=config.gae_lambda,
         stop_grad=config.stop_grad,
+        likelihood_ratio=config.likelihood_ratio,
         kl_constrain_step=config.kl_constrain_step,
         hvp=config.hvp,
         subsample_factor=config.subsample_factor,

@@ -66,7 +66,10 @@ def plain_loss_and_kl(maml, theta, steps):
             with tf.GradientTape() as tape:
                 tape.watch(phi)
                 mean, log_std = forward(phi, o)
-                inner = -tf.reduce_mean(log_density(a, mean, log_std) * adv)
+                inner = log_density(a, mean, log_std)
+                if s.likelihood_ratio:
+                    inner = tf.exp(inner - log_density(a, old, samples.log_std[i]))
+                inner = -tf.reduce_mean(inner * adv)
             if j == s.kl_constrain_step % len(steps):
                 terms = ((old - mean) ** 2 + tf.exp(2 * samples.log_std[i])) / (2 * tf.exp(2 * log_std)) - 0.5
                 kls += tf.unstack(tf.reduce_sum(terms + log_std - samples.log_std[i], 1))
@@ -87,11 +90,12 @@ def plain_loss_and_kl(maml, theta, steps):
         {'num_updates': 1},
         {'num_updates': 2},
         {'num_updates': 2, 'stop_grad': True},
+        {'num_updates': 2, 'likelihood_ratio': True},
         {'num_updates': 2, 'kl_constrain_step': 0, 'policy': dataclasses.replace(POLICY, context_size=4)},
         {'num_updates': 2, 'kl_constrain_step': 1, 'learn_update_lr': True},
         {'num_updates': 0},
     ],
-    ids=['one', 'two', 'first_order', 'context', 'learned_alpha', 'none'],
+    ids=['one', 'two', 'first_order', 'likelihood_ratio', 'context', 'learned_alpha', 'none'],
 )
 def test_objective_is_the_plain_one(settings):
     maml, theta, steps = meta_problem(**settings)
@@ -239,10 +243,11 @@ def test_exact_hessian_is_another_algorithm():
         {'num_updates': 1, 'policy': dataclasses.replace(POLICY, nonlinearity='relu', hidden_sizes=(7, 5, 6))},
         {'num_updates': 2, 'learn_update_lr': True},
         {'num_updates': 2, 'learn_update_lr': True, 'stop_grad': True},
+        {'num_updates': 2, 'learn_update_lr': True, 'likelihood_ratio': True},
         {'num_updates': 2, 'learn_update_lr': True, 'kl_constrain_step': 1},
         {'num_updates': 0},
     ],
-    ids=['one', 'relu', 'learned_alpha', 'first_order', 'constrained_before_the_last', 'none'],
+    ids=['one', 'relu', 'learned_alpha', 'first_order', 'likelihood_ratio', 'constrained_before_the_last', 'none'],
 )
 def test_exact_hessian_products(settings):
     """Against autodiff through the KL's gradient, whose terms with the gradient of the KL vanish, as it is 0."""

@@ -68,6 +68,7 @@ def test_baselines_in_the_table():
 def test_runs_that_differ_do_not_share_a_folder():
     given = [{}, {'stop_grad': True}, {'learn_update_lr': True}, {'num_updates': 2}, {'meta_step_size': 0.02}]
     given += [{'kl_constrain_step': 0}, {'hvp': 'exact'}, {'subsample_factor': 0.5}, {'gae_lambda': 0.9}]
+    given += [{'likelihood_ratio': True}]
     given += [{'baseline': b} for b in ('pretrain', 'oracle', 'random', 'context')]
     assert len({experiments.run_name(settings(**g)) for g in given}) == len(given)
 
@@ -78,6 +79,7 @@ def test_the_flags_reach_the_outer_step():
     reached = training.make_model(settings(**given), threads=2).settings
     assert reached.trust_region.max_kl == given.pop('meta_step_size')
     assert given == {name: getattr(reached, name) for name in given}
+    assert training.make_model(settings(likelihood_ratio=True), threads=2).settings.likelihood_ratio
 
 
 def test_the_threads_reach_the_tasks(tmp_path, monkeypatch):
