@@ -223,6 +223,10 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('num_filters=8 datasource=point', 'num_filters=8'),
         ('test_update_lr=1', 'test_update_lr=1 datasource=point'),
         *[
+            (f'{flag} datasource=sinusoid', f'{flag} datasource=point')
+            for flag in ('gae_lambda=0.9', 'likelihood_ratio=True', 'hvp=exact')
+        ],
+        *[
             (f'datasource=point {refused}', f'datasource=point {accepted}')
             for refused, accepted in (
                 ('num_updates=0', 'num_updates=0 baseline=pretrain'),
@@ -238,6 +242,8 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
                 ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
                 ('hvp=exact baseline=context', 'baseline=context'),
+                ('likelihood_ratio=True stop_grad=True', 'likelihood_ratio=True'),
+                ('baseline=pretrain likelihood_ratio=True', 'baseline=context likelihood_ratio=True'),
                 ('kl_constrain_step=2', 'kl_constrain_step=2 num_updates=2'),
                 ('video=a.mp4 train=False', 'video=a.gif train=False'),
                 ('video=a.gif', 'video=a.gif train=False'),

@@ -274,19 +274,22 @@ def test_settings_of_another_run_are_refused(trained):
         run_here(trained.parent, seed=2)
 
 
-def test_a_run_goes_on_with_the_workers_and_the_lambda_it_was_begun_with(tmp_path):
-    """A config.json from before these flags means one worker and a lambda of 1."""
+def test_a_run_goes_on_with_the_flags_it_was_begun_with(tmp_path):
+    """A config.json from before these flags means one worker, a lambda of 1 and no likelihood ratio."""
     kept = dict(datasource='cheetah_dir', num_test_tasks=1, test_num_updates=1, logdir=str(tmp_path))
     _, folder = run_here(tmp_path, **kept, metatrain_iterations=1, sampling_workers=1)
     path = folder / 'config.json'
     saved = json.loads(path.read_text())
     assert saved['settings'].pop('sampling_workers') == saved['settings'].pop('gae_lambda') == 1
+    assert saved['settings'].pop('likelihood_ratio') is False
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match='--sampling_workers=1, not 8') as error:
         check_same_run(settings(**TINY | kept), read_config(folder), folder)
     assert '\n' not in str(error.value)
-    with pytest.raises(UserError, match='--gae_lambda=1.0, not 0.9'):
-        check_same_run(settings(**TINY | kept, sampling_workers=1, gae_lambda=0.9), read_config(folder), folder)
+    for flag, value, before in (('gae_lambda', 0.9, 1.0), ('likelihood_ratio', True, False)):
+        with pytest.raises(UserError, match=f'--{flag}={before}, not {value}'):
+            other = settings(**TINY | kept, sampling_workers=1, **{flag: value})
+            check_same_run(other, read_config(folder), folder)
     run_here(tmp_path, **kept, sampling_workers=1, test_sampling_workers=2)
     assert [row['env_steps'] for row in progress(folder)] == [str(2 * 2 * 2 * 200)] * 2
     tested = result(folder)['settings']
