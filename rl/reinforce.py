@@ -17,9 +17,8 @@ def surrogate_loss(policy, phi, samples, likelihood_ratio=False):
     """Return -mean over one task's time steps of log pi_phi(a | o) A; its gradient is the policy gradient.
 
     likelihood_ratio: of pi_phi / pi_old A instead, pi_old the policy that drew the samples. There the gradient is the
-    same, but not its derivative, in which the ratio counts that other weights would have drawn other samples
-    (Rothfuss et al. 2019, "ProMP", section 5).
-    Source: maml_rl: maml_npo.py, init_opt.
+    same, but not its derivative: with the ratio it counts that other weights would have drawn other samples.
+    Source: maml_rl: maml_npo.py, init_opt; the ratio: Rothfuss et al. 2019, "ProMP", low variance curvature.
     """
     log_pi = gaussian(*policy.mean_and_log_std(phi, samples.observations)).log_prob(samples.actions)
     if not likelihood_ratio:
