@@ -244,6 +244,12 @@ def source_of(config):
     return dataclasses.replace(source, img_size=size, channels=channels, dim_input=size**2 * channels, split=split)
 
 
+# What runs were made with whose config.json and tests do not say, because the setting is newer.
+BEFORE = {
+    **{'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'gae_lambda': 1.0},
+    **{'likelihood_ratio': False, 'precision': 'float32'},
+}
+
 # What weights that are to be adapted need to be used as they were trained.
 OF_WEIGHTS = (
     *('datasource', 'num_classes', 'baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool'),

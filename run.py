@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import SOURCES
+from experiments import BEFORE, SOURCES
 from runtime import UserError, not_written, replacing
 
 try:
@@ -44,11 +44,6 @@ TRAINING = {
     *('hvp', 'subsample_factor', 'likelihood_ratio'),
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
-# What runs were made with whose config.json does not say, because the setting is newer.
-BEFORE = {
-    **{'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'gae_lambda': 1.0},
-    **{'likelihood_ratio': False, 'precision': 'float32'},
-}
 
 
 class Run:

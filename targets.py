@@ -256,12 +256,16 @@ PROTOCOL = (
 
 def papers(config):
     """Return the paper's values for the test with these settings by number of steps; empty where it has none."""
+
+    def of(settings, name):
+        return getattr(settings, name, experiments.BEFORE.get(name))
+
     free = {'update_lr'} if getattr(config, 'update_lr_grid', None) else set()  # it is what the test has chosen
     free |= {'update_batch_size'} if experiments.SOURCES[config.datasource].rl else set()  # of training alone
     for target in TARGETS:
         flags = {**target.flags, **target.tests[0][1], 'train': False}
         settings, _ = main.read_flags(arguments(flags))
-        if all(getattr(settings, name, None) == getattr(config, name, None) for name in set(PROTOCOL) - free):
+        if all(of(settings, name) == of(config, name) for name in set(PROTOCOL) - free):
             return {step: paper for step, paper in zip(target.steps, target.paper) if step <= config.test_num_updates}
     return {}
 
