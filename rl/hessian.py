@@ -90,17 +90,19 @@ class KlHessian:
 
         def one_task(i):
             policies = tf.nest.map_structure(lambda x: x[i], kept)
+
+            def curvature(j, w):
+                return 0.0 if stop_grad else inner_hessian(policy, policies[j], steps[j], i, w, ratio)
+
             w, by_alpha = v_phi, [tf.zeros([tensors])] * len(v_alpha)
             for j in range(self.updates):  # w = M v
-                change = (
-                    0.0 if stop_grad else each(alpha[j]) * inner_hessian(policy, policies[j], steps[j], i, w, ratio)
-                )
+                change = each(alpha[j]) * curvature(j, w)
                 w -= change + each(v_alpha[j]) * policies[j].gradient if learned else change
             w = fisher(policy, policies[-1], steps[self.updates], i, w)
             for j in reversed(range(self.updates)):  # w = M^T w
                 if learned:
                     by_alpha[j] = -tf.stack([tf.reduce_sum(x) for x in tf.split(policies[j].gradient * w, self.sizes)])
-                w -= 0.0 if stop_grad else inner_hessian(policy, policies[j], steps[j], i, each(alpha[j]) * w, ratio)
+                w -= curvature(j, each(alpha[j]) * w)
             return tf.concat([w, *by_alpha], axis=0)
 
         products = map_tasks(one_task, steps[0], tf.TensorSpec(theta.shape), self.maml.threads)
