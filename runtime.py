@@ -64,6 +64,32 @@ def replacing(path, mode='w', **how):
 
 
 @contextlib.contextmanager
+def logged(path):
+    """Write what is printed to the file `path` too, line by line; where nothing is, no file is left."""
+
+    class Both:
+        def __init__(self, terminal, file):
+            self.terminal, self.file = terminal, file
+
+        def write(self, text):
+            self.file.write(text)
+            self.file.flush()
+            return self.terminal.write(text)
+
+        def __getattr__(self, name):
+            return getattr(self.terminal, name)
+
+    with open(path, 'a') as file:
+        terminal, sys.stdout = sys.stdout, Both(sys.stdout, file)
+        try:
+            yield
+        finally:
+            sys.stdout = terminal
+            if not file.tell():
+                path.unlink()
+
+
+@contextlib.contextmanager
 def ctrl_c_deferred():
     """Let Ctrl-C wait for the end of the block; a process that is started within never hears of it."""
     mask = getattr(signal, 'pthread_sigmask', None)
