@@ -62,7 +62,7 @@ MADE_BY_ONE = {
 # Policies that are made with other flags than the original's, and their runs: what half-cheetah direction takes to
 # reach the paper's return (results/cheetah_dir/README.md), the context vector that Table 5 compares with it,
 # for which there are no exact products, and the ants, which take hours; direction (its KL limit: fidelity.md, row 14)
-# hardly learns without --gae_lambda and --likelihood_ratio (results/README.md).
+# hardly learns without --gae_lambda and --likelihood_ratio (results/ant_dir/README.md).
 FAST = {'hvp': 'exact', 'subsample_factor': 0.25}  # less than half the time of an iteration
 LARGER = {'update_batch_size': 40, 'meta_batch_size': 80, 'metatrain_iterations': 300, **FAST}
 RECIPES = {
