@@ -91,7 +91,7 @@ class Sampler:
         while running.any():
             noise = noise_rng.standard_normal((tasks, simulations, env_class.action_size), np.float32)
             actions = act(observations.reshape(tasks, simulations, -1), noise)
-            actions = np.asarray(actions, np.float32).reshape(n, -1)
+            actions = np.where(running[:, None], np.asarray(actions, np.float32).reshape(n, -1), 0)
             if not np.isfinite(actions).all():
                 raise FloatingPointError(f"the policy's actions are not finite at time step {step}")
             ids = None if running.all() else np.flatnonzero(running)

@@ -199,6 +199,30 @@ def test_a_diverged_ant_only_ends_its_path(tmp_path, monkeypatch):
     assert paths.rewards[0, 1] == 0 and all(np.isfinite(array).all() for array in arrays(paths))
 
 
+def test_an_ant_that_diverges_in_its_last_path_spoils_nothing(tmp_path, monkeypatch):
+    """It stays as it is while others go on, and a policy that sees it answers with NaN."""
+    monkeypatch.chdir(tmp_path)
+    sampler = Sampler('ant_vel', [1.0], 4, 5)
+    world, calls = sampler._world, []
+    ends = {1: 0, 2: 1}  # the time step in which a simulation's first path ends; the second lasts to 6 and to 7
+
+    def early(cls, state):
+        ended = cls.unstable(state)
+        ended[[simulation for call, simulation in ends.items() if call == len(calls)]] = True
+        return ended
+
+    def act(observations, noise):
+        calls.append(1)
+        if len(calls) == 6:
+            world.state.qvel[0] = np.nan
+        return noise + 0 * observations[..., :1]
+
+    monkeypatch.setattr(world.env, 'terminated', classmethod(early))
+    paths = sampler.collect(act)
+    assert list(paths.path_lengths[0]) == [1, 2, 5, 5, 5, 5] and len(calls) == 7
+    assert all(np.isfinite(array).all() for array in arrays(paths))
+
+
 def untrained(family, rng, inits, goals):
     """act() of `inits` untrained policies, each on `goals` tasks: Xavier-uniform, 100-100, std 1."""
     env = FAMILIES[family].env
