@@ -10,7 +10,6 @@ same test. A training curve comes from progress.csv (reinforcement learning), el
 are means over all iterations since the line before, else from TensorBoard's summaries, of single iterations.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -113,7 +112,8 @@ def draw_steps(axis, title, results):
     """Draw what tests measured against the number of gradient steps; what takes none is a level."""
     last = max(1, *(by_steps(result).shape[1] - 1 for result in results))
     for result in ordered(results):
-        (mean, ci95), paper = by_steps(result), papers(types.SimpleNamespace(**result['settings']))
+        mean, ci95 = by_steps(result)
+        paper = {} if result.get('trained_with') else papers(types.SimpleNamespace(**result['settings']))
         label, colour, mark = METHODS[result['settings']['baseline']]
         if len(mean) == 1:
             mean, ci95 = np.repeat([mean, ci95], last + 1, axis=1)
@@ -199,14 +199,15 @@ def legend(figure):
 
 def returns(results):
     """Return a figure: returns, a panel for each data source, below them a row of paths for each result with such."""
-    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in TITLES}
+    families = [family for family, source in SOURCES.items() if source.rl]  # in this order
+    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in families}
     families = {family: found for family, found in families.items() if found}
     with_paths = [result for result in ordered(results) if len(result.get('paths', [])) > 1]
     columns, heights = max([0, *(len(result['paths']) for result in with_paths)]), [3.4] + [1.9] * len(with_paths)
     figure = Figure((max(1.7 * columns, 3.5 * len(families), 5), sum(heights)), layout='constrained')
     top, *below = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axis, (family, found) in zip(top.subplots(1, len(families), squeeze=False)[0], families.items()):
-        draw_steps(axis, TITLES[family], found)
+        draw_steps(axis, TITLES.get(family, family), found)
     legend(top)
     for part, result in zip(below, with_paths):
         draw_paths(part.subplots(1, len(result['paths'])), result)
@@ -318,7 +319,16 @@ def of_predictions(names, support, queries, answers, columns=10, rows=4):
 
 def training_curves(folders):
     """Return a figure of training curves, a panel for each run; those that measure the same share an axis."""
-    runs = [(folder, *curves.of_run(folder)) for folder in folders]
+    runs = []
+    for folder in folders:
+        try:
+            runs.append((folder, *curves.of_run(folder)))
+        except UserError as error:
+            if len(folders) == 1:
+                raise
+            print(f'left out: {error}')
+    if not runs:
+        raise UserError('none of these folders has a training curve, as said above: name others')
     figure = Figure((max(3.5 * len(runs), 5), 3.4), layout='constrained')
     shared = len({measure for _, measure, _ in runs}) == 1
     axes = figure.subplots(1, len(runs), sharey=shared, squeeze=False)[0]
@@ -366,28 +376,29 @@ def write_figure(name, root, seed):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.CommandLine(__doc__)
     parser.add_argument('what', nargs='*', help='names of figures; curve and run folders; returns and JSON files')
     parser.add_argument('--out', help='the picture of curve or returns, .png, .svg or .pdf')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where tests and figures are')
     parser.add_argument('--seed', type=int, default=1, help='of the tests in --results (default: %(default)s)')
     with runtime.in_one_line():
-        parser.error = fail
         options = parser.parse_intermixed_args(arguments)  # --out may stand before or after
         kind, *paths = options.what or ['']
         if kind in ('curve', 'returns'):
             if not paths or not options.out:
-                fail(f'{kind} needs {"folders of runs" if kind == "curve" else "results of tests"} and --out=PICTURE')
+                parser.error(
+                    f'{kind} needs {"folders of runs" if kind == "curve" else "results of tests"} and --out=PICTURE'
+                )
             write(training_curves(paths) if kind == 'curve' else returns(read_returns(paths)), options.out)
             print(f'written to {options.out}')
             return
         if options.out:
-            fail('--out is for curve and returns')
+            parser.error('--out is for curve and returns')
         for name in options.what:
             if name not in DRAW:
-                fail(f'{name!r} is no figure: {", ".join(DRAW)}, curve, returns')
+                parser.error(f'{name!r} is no figure: {", ".join(DRAW)}, curve, returns')
         if not options.results.is_dir():
-            fail(f'there is no folder {options.results}')
+            parser.error(f'there is no folder {options.results}')
         for name in options.what or DRAW:
             try:
                 write_figure(name, options.results, options.seed)
@@ -395,11 +406,6 @@ def main(arguments=None):
                 if options.what:
                     raise
                 print(f'{name} is left out: {error}')
-
-
-def fail(message):
-    """Raise the UserError for a wrong command line."""
-    raise UserError(f'{message} (python figures.py --help says more)')
 
 
 if __name__ == '__main__':

@@ -37,7 +37,7 @@ def write(path, family, task, oracle, act, weights):
     act: `GaussianPolicy.act`. All act under the same noise from the same start; a path that has ended shows its
     last picture. Raises UserError where there is no renderer.
     """
-    fps = FAMILIES[family].env.metadata['render_fps']
+    fps = FAMILIES[family].env.metadata.get('render_fps', FRAME_RATE)
     every = max(1, fps // FRAME_RATE)
     films = [pictures(family, task, actions(family, task, oracle, act, phi), every) for phi in weights.values()]
     frames = []

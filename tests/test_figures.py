@@ -249,7 +249,7 @@ def test_image_samples_show_each_class_and_what_the_test_counts():
     assert [axis.get_xlabel() for axis in panels[3:]] == ['✓ 1', '✗ 5', '✓ 3'] and first.get_ylabel() == 'accuracy in %'
 
 
-def test_training_curves_of_each_source(tmp_path, trained):
+def test_training_curves_of_each_source(tmp_path, trained, capsys):
     """TensorBoard's summaries of a run, its progress.csv, and log.txt with the lines of today and of older runs."""
     measure, logged = curves.of_run(trained)
     assert measure == 'mean squared error' and set(logged) == {'training, before', 'training, after'}
@@ -272,7 +272,9 @@ def test_training_curves_of_each_source(tmp_path, trained):
         **dict.fromkeys(('validation, before', 'validation, after'), [300, 400]),
     }
     assert logged['training, after'][200] == 50 and logged['validation, after'] == {300: 50, 400: 75}
-    axes = figures.training_curves([ROOT / 'results/point/maml/seed1', trained]).axes
+    (tmp_path / 'new').mkdir()
+    axes = figures.training_curves([ROOT / 'results/point/maml/seed1', tmp_path / 'new', trained]).axes
+    assert f'left out: {tmp_path}/new' in capsys.readouterr().out
     np.testing.assert_allclose(drawn(axes[0])['training, after adaptation'][:, 0], [0, -60.639376315933404])
     assert [axis.get_ylabel() for axis in axes] == ['average return', 'mean squared error']
     assert axes[0].get_title() == 'point/maml/seed1' and axes[1].get_xlabel() == 'iterations'

@@ -1,7 +1,7 @@
 """The task families of section 5.3 of the paper, as gymnasium environments.
 
-An environment is added here and nowhere else: one line in `FAMILIES` names it for the flags, registers it
-with gymnasium and tells the sampler which class steps it.
+A line in `FAMILIES` registers an environment with gymnasium and tells the sampler which class steps it; the same name
+in `SOURCES` (experiments.py) makes it a --datasource. README.md, "Your own data", adds one.
 """
 
 from collections.abc import Callable

@@ -75,8 +75,7 @@ class TaskEnv(gymnasium.Env):
 class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
     """A MuJoCo environment with rllab's dynamics on the model that gymnasium ships, one time step an action.
 
-    A subclass gives, besides what `TaskEnv` asks for, the class attributes below and
-        derive(state): add to `state` what the formulas below share
+    A subclass gives, besides what `TaskEnv` asks for, the class attributes below, maybe `edit` and `derive`, and
         observe(state) -> [n, obs]
         reward(state, control [n, act], tasks [n]) -> [n]
         terminated(state) -> [n] bool
@@ -109,6 +108,10 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
     @staticmethod
     def edit(spec):
         """Turn gymnasium's model (MjSpec) into rllab's."""
+
+    @staticmethod
+    def derive(state):
+        """Add to `state` what several of the formulas below share; here nothing."""
 
     @classmethod
     def initial_state(cls, noise):
