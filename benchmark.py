@@ -14,7 +14,6 @@ take. The limit of a meta-iteration of reinforcement learning is its time steps 
 floating-point operations at that of GEMM. Nothing passes or fails.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import importlib.util
@@ -355,7 +354,7 @@ def read_times(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.CommandLine(__doc__)
     parser.add_argument('--only', choices=[*EXPERIMENTS, *RL], help='one experiment, by name')
     parser.add_argument('--seconds', type=float, default=10, help='how long to time each supervised row')
     parser.add_argument('--threads', type=int, help='cores to use; default: all')

@@ -12,7 +12,6 @@ Training and testing are main.py's; the state is in results/<experiment>/<method
 on from it. What is finished is not done again without --force.
 """
 
-import argparse
 import contextlib
 import json
 import math
@@ -58,6 +57,8 @@ def check_all(targets, root, data_dir, tasks):
 
     UserError, at the end, where some could not be checked, for want of the images for example.
     """
+    import checkpoint
+
     sound, checked, not_checked = True, set(), 0
     for target in targets:
         for seed in seeds(target, root):
@@ -66,6 +67,10 @@ def check_all(targets, root, data_dir, tasks):
                 continue
             checked.add(work.folder)
             try:
+                of, there = work.result().get('iteration'), checkpoint.read(work.weights())['iteration']
+                if of not in (None, there):
+                    print(f'{target.name}, seed {seed}: has gone on since its test, from iterate {of} to {there}')
+                    continue
                 against = check(work, tasks)
             except UserError as error:
                 print(f'{target.name}, seed {seed}: not checked ({error})')
@@ -74,7 +79,8 @@ def check_all(targets, root, data_dir, tasks):
             print(f'{target.name}, seed {seed}: {against or "its numbers can have come from its weights"}')
             sound = sound and not against
     if not_checked and sound:
-        raise UserError(f'{not_checked} of {len(checked)} results not checked, as said above; the others hold')
+        others = '; the others hold' if not_checked < len(checked) else ''
+        raise UserError(f'{not_checked} of {len(checked)} results not checked, as said above{others}')
     return sound
 
 
@@ -134,7 +140,7 @@ def stopped_after(minutes):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = runtime.CommandLine(__doc__)
     parser.add_argument('targets', nargs='*', help='names of targets or groups; --list shows them')
     parser.add_argument('--list', action='store_true', help='show targets (default: all)')
     parser.add_argument('--table', action='store_true', help='write the tables of README.md and results/**/README.md')
@@ -153,6 +159,9 @@ def command_line():
 def run(options):
     """Do what the options say; raises UserError for what the user can mend."""
     targets = select(options.targets or ['all']) if options.targets or not options.list else TARGETS
+    for name, value in (('tasks', options.tasks), ('minutes', options.minutes)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f'--{name}={value} makes no sense: give more than 0')
     if not (options.targets or options.list or options.table or options.check):
         raise UserError('name a target, or give --list, --table or --check (--help says more)')
     if options.table and options.results.resolve() != ROOT / 'results':

@@ -3,6 +3,7 @@
 main.py calls `start` before it imports anything that imports TensorFlow.
 """
 
+import argparse
 import contextlib
 import functools
 import os
@@ -16,6 +17,16 @@ renderer = None  # what the user set MUJOCO_GL to, as long as `start` has it out
 
 class UserError(Exception):
     """Something that the user can mend; the message is one line that says what is wrong and what to do."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The options of a script, whose text is its --help; raises UserError for a command line that is wrong."""
+
+    def __init__(self, text):
+        super().__init__(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        raise UserError(f'{message} (python {self.prog} --help says more)')
 
 
 @contextlib.contextmanager

@@ -151,8 +151,12 @@ def last_returns(work, done):
         return [float(row['return_after']) for row in csv.DictReader(file)][max(done - 10, 0) : done]
 
 
-# Student's t: the 97.5 % quantiles for 1, 2, … degrees of freedom; beyond them 1.96 is near enough.
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def student(degrees):
+    """Return the 97.5 % quantile of Student's t."""
+    return STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.96 + 2.372 / degrees + 2.82 / degrees**2
 
 
 def average(runs):
@@ -161,8 +165,7 @@ def average(runs):
         return runs[0].values()
     columns = [[mean for mean, _ in column] for column in zip(*(work.values() for work in runs))]
     n = len(runs)
-    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96
-    return [(statistics.mean(column), t * statistics.stdev(column) / math.sqrt(n)) for column in columns]
+    return [(statistics.mean(column), student(n - 1) * statistics.stdev(column) / math.sqrt(n)) for column in columns]
 
 
 def diverging(*results):

@@ -342,6 +342,8 @@ class Work:
         if self.finished() and not force:
             print(f'{self.target.name}, seed {self.seed}: finished')
             return
+        if not train and self.total and not self.done()[0]:
+            raise UserError(f'{self.folder} has nothing to test: drop --test to train first')
         self.folder.mkdir(parents=True, exist_ok=True)
         with logged(self.folder / 'log.txt'):
             if train and self.done()[0] < self.total:

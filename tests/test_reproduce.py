@@ -111,6 +111,23 @@ def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp
     assert unknown.stderr.count('\n') == 1
 
 
+@pytest.mark.parametrize(
+    'wrong, words',
+    [
+        ('--seed=abc', "argument --seed: invalid int value: 'abc' (python"),
+        ('--check --tasks=0', '--tasks=0 makes no sense'),
+        ('all --minutes=0', '--minutes=0.0 makes no sense'),
+        ('table2/maml --test --results={}/nowhere', 'has nothing to test: drop --test'),
+    ],
+)
+def test_a_wrong_command_line_is_answered_in_one_line(tmp_path, monkeypatch, capsys, wrong, words):
+    monkeypatch.setattr(sys, 'argv', ['reproduce.py', *wrong.format(tmp_path).split()])
+    with pytest.raises(SystemExit) as error:
+        reproduce.command_line()
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and line.count('\n') == 1 and words in line and not list(tmp_path.iterdir())
+
+
 def test_a_run_starts_from_the_weights_of_another(done, tmp_path):
     """And what is tested are its own."""
     shutil.copytree(done, tmp_path, dirs_exist_ok=True)
@@ -204,8 +221,8 @@ def test_several_seeds_are_averaged(done, monkeypatch):
     for work, value in zip(runs, (1.0, 2.0, 6.0)):
         monkeypatch.setattr(work, 'values', lambda value=value: [(value, 0.1)])
     ((mean, width),) = tables.average(runs)
-    student = tfp.distributions.StudentT(np.arange(1.0, 1 + len(tables.STUDENT)), np.float64(0), np.float64(1))
-    np.testing.assert_allclose(tables.STUDENT, student.quantile(0.975), rtol=2e-3)
+    student = tfp.distributions.StudentT(np.arange(1.0, 41), np.float64(0), np.float64(1))
+    np.testing.assert_allclose([tables.student(n) for n in range(1, 41)], student.quantile(0.975), rtol=2e-3)
     assert mean == 3 and width == pytest.approx(4.303 * np.std([1, 2, 6], ddof=1) / np.sqrt(3), rel=2e-3)
 
 
@@ -305,6 +322,19 @@ def test_the_numbers_of_image_models_can_have_come_from_their_weights(tmp_path, 
     images = [target for target in chosen if target.run.startswith(('omniglot', 'miniimagenet'))]
     sound, output = reproduce.check_all(images, RESULTS, tmp_path, tasks=50), capsys.readouterr().out
     assert sound and 'not checked' not in output and 'can have come from its weights' in output, output
+
+
+def test_weights_that_went_on_since_their_test_are_not_vouched_for(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    path = Work(TINY, 1, tmp_path).folder / 'weights.npz'
+    with np.load(path) as file:
+        arrays = dict(file)
+    assert reproduce.check_all([TINY], tmp_path, None, tasks=8)
+    assert 'can have come' in capsys.readouterr().out
+    np.savez(path, **arrays | {'iteration': arrays['iteration'] + 1})
+    assert reproduce.check_all([TINY], tmp_path, None, tasks=8)
+    output = capsys.readouterr().out
+    assert 'can have come' not in output and 'has gone on since its test' in output
 
 
 def test_weights_are_plain_arrays():

@@ -241,6 +241,7 @@ def count(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = prepare.fail
     parser.add_argument(
         '--source', type=prepare.path, default=HERE, help='folder or archive (default: beside the script)'
     )

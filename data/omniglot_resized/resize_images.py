@@ -81,6 +81,7 @@ def resize_all(drawings, dest):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = prepare.fail
     parser.add_argument('--download', action='store_true', help='fetch the two archives into --dest first')
     parser.add_argument('--url', default=URL, help='where the archives are (default: %(default)s)')
     parser.add_argument(
