@@ -17,6 +17,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
+import report
 import training
 from experiments import source_of
 from images import OWN_ENDINGS, decode, entries, is_image, own_files, warn_of_unused
@@ -41,8 +42,7 @@ def run(config):
     checkpoint.restore_weights(config.init_from, model)
     theta = adapted(model, support, np.eye(len(classes), dtype=np.float32)[labels], config.test_num_updates)
     images = ', '.join(f'{len(files)} of {name}' for name, files in classes.items())
-    size = 'learned sizes' if config.learn_update_lr else f'{config.update_lr:g}'
-    print(f'adapted to {images}, in {config.test_num_updates} steps of {size}')
+    print(f'adapted to {images}, {report.in_steps(config)}')
     if config.save_adapted:
         checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}')
@@ -50,8 +50,12 @@ def run(config):
         answers = predict(model, theta, support, queries, len(classes))
         os.makedirs(config.logdir, exist_ok=True)
         path = os.path.join(config.logdir, 'predictions')
+        earlier = report.in_place_of(path + '.csv')
         write(path + '.csv', list(classes), files, answers)
-        print(f'{len(files)} images of {config.predict} classified, each together with the support set: {path}.csv')
+        print(
+            f'{len(files)} images of {config.predict} classified, each together with the support set: {path}.csv'
+            + earlier
+        )
         if config.log:
             shape = [-1, source.img_size, source.img_size, source.channels]
             if config.datasource == 'images' and source.channels == 1:  # 0 is black, not paper

@@ -95,6 +95,8 @@ def read(path):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f'there is no checkpoint {path}: check the path') from None
     except (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read as a checkpoint ({error}): remove it or name another') from None
     iteration = arrays.get('iteration', np.array(''))
@@ -180,8 +182,20 @@ def restore_weights(path, model):
 
     A TF1 checkpoint is named by its prefix (…/model59000) or one of its files. Returns the numbers as `restore` does.
     """
-    arrays = read(path) if path.endswith('.npz') else read_tf1(path, model.weights)
-    assign(model.weights, {k.removeprefix('weights/'): v for k, v in arrays.items()}, path)
+    if not path.endswith('.npz'):
+        assign(model.weights, read_tf1(path, model.weights), path)
+        return {}
+    arrays = read(path)
+    weights = {k.removeprefix('weights/'): v for k, v in arrays.items() if k.startswith('weights/')}
+    more = weights.keys() - model.weights.keys()
+    if any(name == 'alpha' or name.startswith('update_lr/') for name in more):
+        raise UserError(f'the step sizes of {path} are learned, and belong to its weights: add --learn_update_lr')
+    if more:
+        raise UserError(
+            f'{path} does not fit this network, which has no {", ".join(sorted(more))}: use the flags that it was '
+            'trained with'
+        )
+    assign(model.weights, weights, path)
     return numbers(arrays)
 
 

@@ -18,14 +18,14 @@ LIMITS = [
     ),
     (
         ['pretrain_iterations', 'metatrain_iterations', 'update_lr', 'test_update_lr'],
-        lambda value: value >= 0,
+        lambda value: 0 <= value < math.inf,
         '0 or more',
     ),
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
-    (['meta_lr', 'meta_step_size'], lambda value: value > 0, 'more than 0'),
+    (['meta_lr', 'meta_step_size'], lambda value: 0 < value < math.inf, 'more than 0'),
     (['subsample_factor'], lambda value: 0 < value <= 1, 'more than 0, at most 1 (all tasks)'),
     (['gae_lambda'], lambda value: 0 <= value <= 1, '0 to 1'),
-    (['update_lr_grid'], lambda values: min(values) > 0, 'numbers above 0'),
+    (['update_lr_grid'], lambda values: all(0 < value < math.inf for value in values), 'numbers above 0'),
     (['hidden'], lambda values: min(values) >= 1, 'sizes of layers, as 40,40'),
     (['img_size'], lambda value: 2 <= value <= 1024, '2 to 1024'),
     (['channels'], lambda value: value in (1, 3), '1 or 3'),
@@ -53,7 +53,11 @@ CONTRADICTIONS = {
         (
             lambda c: c.train and c.test_iter not in (-1, 'best'),
             '--test_iter={test_iter} names a checkpoint to test: add --train=False',
-        )
+        ),
+        (
+            lambda c: c.init_from and not c.train and c.test_iter != -1,
+            '--init_from and --test_iter both name a checkpoint to test: drop one of them',
+        ),
     ],
     'supervised': [
         (
@@ -75,6 +79,10 @@ CONTRADICTIONS = {
             lambda c: c.baseline not in (None, 'pretrain') and c.datasource == 'table',
             '--baseline={baseline} is not for tables: drop it, or use --baseline=pretrain',
         ),
+        *without(
+            ['num_classes', 'num_filters', 'conv'], '--datasource={datasource} has no images', lambda c: not c.image
+        ),
+        *without(['data_dir', 'test_set'], 'sinusoids are drawn, not read', lambda c: c.datasource == 'sinusoid'),
         *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
         *without(
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],

@@ -8,6 +8,7 @@ original's other one (github.com/cbfinn/maml_rl at 9c8e2eb), here its folder mam
 import dataclasses
 import json
 import os
+import zlib
 
 from runtime import UserError, devices
 
@@ -305,8 +306,10 @@ def beyond_the_paper(config):
     name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
     if not config.init_from or config.train:
         return name
-    folder, file = os.path.split(os.path.abspath(config.init_from))
-    return f'{name}_from_{os.path.basename(folder)}_{os.path.splitext(file)[0]}'
+    path = os.path.realpath(config.init_from)
+    folder, file = os.path.split(path)
+    digest = zlib.crc32(os.fsencode(path))  # many runs end in seed1/weights.npz
+    return f'{name}_from_{os.path.basename(folder)}_{os.path.splitext(file)[0]}_{digest:08x}'
 
 
 def print_settings(config, origins, threads):
@@ -329,6 +332,16 @@ def unused(config):
         names |= {'max_pool', 'num_filters', 'precision'}
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'likelihood_ratio', 'kl_constrain_step'}
+    if config.baseline == 'random':
+        names |= {
+            'meta_step_size',
+            'kl_constrain_step',
+            'hvp',
+            'subsample_factor',
+            'meta_batch_size',
+            'sampling_workers',
+        }
+        names |= {'update_batch_size'}
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}

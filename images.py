@@ -224,11 +224,10 @@ def settle(config, origins):
     if not config.data_dir:
         raise UserError('--datasource=images needs the folder of the images: give --data_dir')
     folder = pathlib.Path(config.data_dir)
-    names = {entry.name for entry in entries(folder) if entry.is_dir()}
-    if 'train' in names or (names and names <= set(SPLITS)):
+    if is_split(folder):
         if config.split:
             raise UserError(f'--split divides one set of class folders, but {folder} has train, val or test: drop it')
-        places = [folder / name for name in SPLITS if name in names]
+        places = [folder / name for name in SPLITS if (folder / name).is_dir()]
         unused = [(entry.path, 'not in train, val or test') for entry in entries(folder) if entry.name not in SPLITS]
     else:
         places, unused = [folder], []
@@ -247,6 +246,12 @@ def settle(config, origins):
         for name, shape in agreed(shapes, config).items():
             setattr(config, name, shape)
             origins[name] = "the images' own"
+
+
+def is_split(folder):
+    """Whether the user's own images are in train/, val/ and test/, or some of these, not one set of class folders."""
+    names = {entry.name for entry in entries(folder) if entry.is_dir()}
+    return 'train' in names or bool(names and names <= set(SPLITS))
 
 
 def own_files(folder):

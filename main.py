@@ -272,6 +272,11 @@ def as_trained(given, set_by_user):
             f'there is no config.json beside {given["init_from"]}: give the flags that it was trained '
             'with, --datasource first'
         )
+    if settings.get('baseline') == 'pretrain' and 'update_lr' not in set_by_user:
+        raise UserError(
+            f'{given["init_from"]} was pretrained, for which its test tunes the step size: add --update_lr, the best '
+            'that a test found'
+        )
     settings = {name: value for name, value in settings.items() if name not in set_by_user}
     return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
 

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 
 import checkpoint
+import report
 from data_generator import TEST, TRAIN, VALIDATION
 from images import TooFew, entries
 from maml import MAML
@@ -150,7 +151,9 @@ def find_tables(folder, seed):
     They are those in the folders train/, val/ and test/; where there are none of these, those in `folder`, split by the
     seed. The hash is over the training tables, and if the seed splits them, over all: names and contents.
     """
-    if not os.path.isdir(folder or ''):
+    if not folder:
+        raise UserError('--datasource=table needs the folder of the tables: give --data_dir')
+    if not os.path.isdir(folder):
         raise UserError(f'--data_dir={folder} is no folder: name one with a CSV file for each task')
     inside = {split: os.path.join(folder, split) for split in SPLITS}
     if any(map(os.path.isdir, inside.values())):
@@ -263,18 +266,18 @@ def run(config):
     model = MAML(network, mse, vectorize=True, **inner)
     checkpoint.restore_weights(config.init_from, model)
     theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
-    print(f'adapted to {len(support)} rows of {config.adapt} in {config.test_num_updates} steps')
+    print(f'adapted to {len(support)} rows of {config.adapt}, {report.in_steps(config)}')
     if config.save_adapted:
         checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-        path = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
-        print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {path}')
+        written = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
+        print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')
 
 
 def write_predictions(config, names, answers):
-    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; return its path."""
+    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; say where."""
     if not np.isfinite(answers).all():
         raise UserError('the predictions are not finite: try a smaller --update_lr')
     header, rows = read_csv(config.predict)
@@ -282,8 +285,9 @@ def write_predictions(config, names, answers):
     path = os.path.join(config.logdir, 'predictions.csv')
     if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
         raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
+    earlier = report.in_place_of(path)
     with replacing(path, newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow([*header, *(f'predicted {name}' for name in names)])
         writer.writerows([*row, *(f'{value:.6g}' for value in answer)] for (_, row), answer in zip(rows, answers))
-    return path
+    return path + earlier

@@ -35,6 +35,9 @@ def print_checkpoint(tested):
     iteration = tested.get('iteration')
     chosen = f' ({tested["chosen"]})' if 'chosen' in tested else ''
     print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}') + chosen)
+    if tested.get('trained_with'):
+        flags = ' '.join(f'--{name}={value}' for name, value in tested['trained_with'].items())
+        print(f'these weights were trained with other flags than those of this test: {flags}')
 
 
 def print_table(columns, numbers, marks, scale=1):
@@ -57,13 +60,24 @@ def write(path, rows, result, samples=None):
     Then draw it, unless --log=False: path.png. samples: returns what figures.of_test wants of images (None: no images).
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    earlier = ', in place of earlier ones' if os.path.exists(path + '.json') else ''
+    earlier = in_place_of(path + '.json')
     with runtime.replacing(path + '.csv', newline='') as file:
         csv.writer(file).writerows(rows)
     write_json(path + '.json', {**result, **circumstances()})
     print(f'written to {path}.csv and .json{earlier}')
     if result['settings']['log']:
         draw(path + '.png', result, samples)
+
+
+def in_steps(config):
+    """Say how many inner steps adapt the weights, and how long they are."""
+    size = 'learned sizes' if config.learn_update_lr else f'size {config.update_lr:g}'
+    return f'in {config.test_num_updates} step{"s" if config.test_num_updates > 1 else ""} of {size}'
+
+
+def in_place_of(path):
+    """Return what to say of a file that is about to be written: whether there was one before."""
+    return ', in place of earlier ones' if os.path.exists(path) else ''
 
 
 def draw(path, result, samples):

@@ -44,6 +44,11 @@ TRAINING = {
     *('hvp', 'subsample_factor', 'likelihood_ratio'),
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
+# Settings in which the weights that --init_from names can differ from the test's, which it then says.
+OF_THE_WEIGHTS = (
+    *('datasource', 'baseline', 'norm', 'max_pool', 'nonlinearity', 'stop_grad', 'num_updates'),
+    *('train_update_batch_size', 'train_update_lr'),
+)
 
 
 class Run:
@@ -113,10 +118,9 @@ class Run:
     def not_finite(self, what, iteration):
         """Return the UserError for numbers that have become useless."""
         outer = 'meta_lr' if hasattr(self.config, 'meta_lr') else 'meta_step_size'
-        return UserError(
-            f'{what} not finite at iteration {iteration}: training stopped, the last good checkpoint in {self.folder} '
-            f'is kept; try a smaller --update_lr or --{outer}'
-        )
+        saved = f'the last good checkpoint in {self.folder} is kept; ' if checkpoint.exists(self.folder) else ''
+        stopped = f'{what} not finite at iteration {iteration}: training stopped, {saved}'
+        return UserError(f'{stopped}try a smaller --update_lr or --{outer}')
 
     def __exit__(self, *raised):
         if raised[0] is not None:
@@ -224,6 +228,8 @@ def check_same_run(config, before, folder):
     """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
         now = getattr(config, name, value)
+        if name == 'init_from' and value and now:  # however it is spelt
+            value, now = map(os.path.realpath, (value, now))
         if name not in FREE and value != now:
             what = f'made with --{name}={value}, not {now}: use that,'
             if name == 'data_digest':
@@ -251,7 +257,9 @@ def history(config, path, state):
     """Return what a test's result says of the training behind the checkpoint `path`, whose numbers are `state`.
 
     A dictionary: the checkpoint and its iteration, how many iterations were done and asked for, the seconds that they
-    took, and the settings, those of the training from the run's own config.json (None where there is none).
+    took, the settings, those of the training from the run's own config.json (None where there is none), the λ of the
+    training (the settings have the test's), and trained_with: what the weights were trained with that the test's
+    settings say otherwise.
     """
     folder = os.path.dirname(path) or '.'
     try:
@@ -259,8 +267,10 @@ def history(config, path, state):
     except UserError:
         trained = {}
     done, seconds = checkpoint.done(folder)
-    of_training = TRAINING | (TRAINING_RL if SOURCES[config.datasource].rl else set())
+    rl = SOURCES[config.datasource].rl
+    of_training = TRAINING | (TRAINING_RL if rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
+    of_weights = [name for name in (*OF_THE_WEIGHTS, *['update_lr'] * rl) if name in trained and hasattr(config, name)]
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),
@@ -268,4 +278,6 @@ def history(config, path, state):
         'iterations_asked': sum(filter(None, asked)) if trained else None,
         'seconds_trained': seconds if done else state.get('seconds'),
         'settings': {k: trained.get(k) if k in of_training else v for k, v in vars(config).items()},
+        **({'gae_lambda_of_training': trained.get('gae_lambda')} if rl else {}),
+        'trained_with': {name: trained[name] for name in of_weights if trained[name] != getattr(config, name)},
     }

@@ -22,7 +22,7 @@ import regression
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from evaluation import test, tune
 from experiments import MULTITASK, print_settings, source_of
-from images import settle
+from images import is_split, settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
 from run import Run, history, read_config
@@ -59,7 +59,7 @@ def run(config, origins, threads, folder, paper):
     else:
         data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
-    if trained.get('split') and 'test' in data and data['test'].digest != trained['data_digest']:
+    if trained.get('split') and config.split and 'test' in data and data['test'].digest != trained['data_digest']:
         raise UserError(
             f'{config.data_dir} has not the images of the training, which drew from them the classes to test on: bring '
             'them back, or put class folders to test on in a folder test/ elsewhere'
@@ -82,13 +82,14 @@ def run(config, origins, threads, folder, paper):
         if config.update_lr_grid:
             tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
-        test(config, model, data['test'], folder, tested, paper)
+        test(config, model, data['test'], folder, tested, {} if tested['trained_with'] else paper)
 
 
 def images_of_training(config, folder):
     """Return the settings of the run on one's own images that is tested, whose size and split `config` gets.
 
-    {} where --init_from names weights of other images. UserError where the flags say another size or split.
+    The split only where the images are one set. {} where --init_from names weights of other images. UserError where
+    the flags say another size or split.
     """
     try:
         trained = read_config(os.path.dirname(config.init_from) if config.init_from else folder)
@@ -97,7 +98,8 @@ def images_of_training(config, folder):
     same = [os.path.realpath(settings.get('data_dir') or '') for settings in (trained, vars(config))]
     if config.init_from and same[0] != same[1]:
         return {}
-    for name in ('img_size', 'channels', 'split'):
+    one_set = not (config.data_dir and is_split(config.data_dir))  # else what to test on was brought
+    for name in ('img_size', 'channels', *['split'] * one_set):
         if getattr(config, name) not in (None, trained.get(name)):
             raise UserError(f'the run was made with --{name}={trained.get(name)}: drop --{name} or use that')
         setattr(config, name, trained.get(name))
@@ -283,7 +285,10 @@ def load_for_test(config, model, folder):
         return path, checkpoint.restore(path, model)
     path, state = checkpoint.restore_latest(folder, model)
     if path is None:
-        raise UserError(f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from')
+        raise UserError(
+            f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
+            'in the test: --train_update_batch_size has that of the training)'
+        )
     return path, state
 
 

@@ -112,7 +112,7 @@ def test(config, model, folder, tested, threads, paper):
         **tested,
     }
     if config.datasource.startswith('point'):  # the positions on a few paths, for the picture of figure 4
-        each = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0])) for paths in first]
+        each = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))[:-1] for paths in first]
         result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
     report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis

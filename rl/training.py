@@ -40,7 +40,7 @@ def run(config, origins, threads, folder, paper):
     tested = load_for_test(config, model, folder)
     if not config.train or config.baseline == 'random':
         print_settings(config, origins, threads)
-    phis = test(config, model, folder, tested, threads, paper)
+    phis = test(config, model, folder, tested, threads, {} if tested.get('trained_with') else paper)
     if config.video:
         steps = len(phis) - 1
         after = f'after {steps} gradient step{"s" if steps > 1 else ""}'

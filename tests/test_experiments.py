@@ -92,7 +92,7 @@ def test_tests_that_differ_do_not_share_a_file():
     """They are of one run, whose settings another K in the test does not change."""
     given = [{}, {'test_set': True}, {'test_query': 15}, {'test_iter': 100}, {'test_iter': 200}, {'test_iter': 'best'}]
     given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
-    given += [{'init_from': 'a/best.npz'}, {'init_from': 'b/best.npz'}]
+    given += [{'init_from': f'{run}/seed1/best.npz'} for run in ('a', 'b')]
     configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
     assert len({experiments.test_name(config) for config in configs}) == len(given)
     assert experiments.test_name(configs[0], trained_seed=1) == experiments.test_name(configs[0])
@@ -220,7 +220,16 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('train_update_batch_size=5', 'train_update_batch_size=5 update_batch_size=5'),
         ('train_update_lr=0.1', 'train_update_lr=0.1 train=False'),
         ('train_update_lr=0.1', 'train_update_lr=0.1 update_lr=0.1'),
-        ('num_filters=8 datasource=point', 'num_filters=8'),
+        ('num_filters=8 datasource=point', 'num_filters=8 datasource=omniglot'),
+        ('num_classes=20', 'num_classes=20 datasource=omniglot'),
+        ('conv=True datasource=table data_dir=d', 'conv=True datasource=omniglot'),
+        ('data_dir=d', 'data_dir=d datasource=omniglot'),
+        ('test_set=True', 'test_set=True datasource=omniglot'),
+        ('init_from=a.npz train=False test_iter=5', 'init_from=a.npz train=False'),
+        ('update_lr=inf', 'update_lr=9'),
+        ('meta_lr=inf', 'meta_lr=9'),
+        ('meta_step_size=inf datasource=point', 'meta_step_size=9 datasource=point'),
+        ('update_lr_grid=0.1,inf', 'update_lr_grid=0.1,9'),
         ('test_update_lr=1', 'test_update_lr=1 datasource=point'),
         *[
             (f'{flag} datasource=sinusoid', f'{flag} datasource=point')

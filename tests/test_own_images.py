@@ -106,6 +106,8 @@ def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path):
     with pytest.raises(UserError, match='has not the images of the training'):
         do(*test, f'--data_dir={tmp_path / "data"}')
     do(*test, f'--data_dir={tmp_path / "data"}', f'--init_from={folder}/model2.npz')  # to test on other images
+    folders(tmp_path / 'brought' / 'test', names(5), size=10)
+    do(*test, f'--data_dir={tmp_path / "brought"}')  # or, as the message says, on what is for tests alone
 
 
 def test_more_ways_than_in_training(trained):

@@ -177,8 +177,8 @@ def test_the_numbers_of_the_training_are_those_of_a_test(folder, tmp_path):
     test = [flag for flag in flags(folder) if not flag.startswith(('--x_', '--y_', '--data_dir'))]
     test += ['--test_set', '--train=False', '--seed=7']
     other = run_here(*test, f'--data_dir={tmp_path / "other"}', weights)
-    name = f'test_ubs4_stepsize0.01_seed7_tasks12_steps2_from_{run.name}_model100.json'
-    result = json.loads((other / name).read_text())
+    name = f'test_ubs4_stepsize0.01_seed7_tasks12_steps2_from_{run.name}_model100_*.json'
+    result = json.loads(next(other.glob(name)).read_text())
     assert result['settings']['standard'] == first['settings']['standard']
     assert result['settings']['y_columns'] == ['income'] and result['mean'][0] != first['mean'][0]
     config = settings(folder, train=False, seed=7, init_from=str(run / 'model100.npz'))
@@ -249,7 +249,7 @@ def test_several_columns_have_no_unit_in_common(folder):
 # ---- Predictions ---------------------------------------------------------------------------------------------------
 
 
-def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, tmp_path):
+def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, tmp_path, capsys):
     run = run_here(*flags(folder, '--metatrain_iterations=100', '--test_set'))
     rows, new = line(np.random.default_rng(8)), tmp_path / 'new.csv'
     write_table(tmp_path / 'support.csv', rows[:5])
@@ -260,7 +260,10 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
         with pytest.raises(UserError, match=words):
             run_here(*incomplete)
     adapted = tmp_path / 'adapted.npz'
+    capsys.readouterr()
     run_here(*command, weights, '--update_lr=0.05', f'--save_adapted={adapted}')  # all else is known: columns, network
+    output = capsys.readouterr().out
+    assert 'in 2 steps of size 0.05' in output and 'in place of' not in output
     header, *found = list(csv.reader((tmp_path / 'out' / 'predictions.csv').open()))
     assert header == ['name', 't', 'predicted income'] and found[0][0] == 'row, 0' and len(found) == 15
 
@@ -290,8 +293,21 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
     with pytest.raises(UserError, match='adapted weights are not finite'):
         run_here(command[0], weights, '--update_lr=1e39', f'--save_adapted={tmp_path / "useless.npz"}')
     assert not (tmp_path / 'useless.npz').exists()
+    run_here(*command, weights)
+    assert 'in place of earlier ones' in capsys.readouterr().out
     with pytest.raises(UserError, match='would be written over'):
         run_here(command[0], f'--predict={tmp_path / "out" / "predictions.csv"}', command[2], weights)
+
+
+def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, capsys):
+    """The test tunes it, and whoever adapts them has to say it."""
+    run = run_here(*flags(folder, '--metatrain_iterations=100', '--test_set', '--baseline=pretrain'))
+    write_table(tmp_path / 'support.csv', line(np.random.default_rng(8))[:5])
+    command = [f'--adapt={tmp_path}/support.csv', f'--save_adapted={tmp_path}/a.npz', f'--init_from={run}/model100.npz']
+    with pytest.raises(UserError, match='add --update_lr'):
+        run_here(*command)
+    run_here(*command, '--update_lr=0.05')
+    assert 'steps of size 0.05' in capsys.readouterr().out
 
 
 # ---- What is of no use ---------------------------------------------------------------------------------------------
@@ -326,7 +342,7 @@ def test_a_table_of_no_use_is_named_with_its_line(tmp_path, text, words):
         ({'x_columns': ['nothing']}, 'has no column nothing, but t, income, noise'),
         ({'x_columns': ['t'], 'y_columns': ['t']}, 'each column once'),
         ({'data_dir': '/nowhere/at/all'}, '--data_dir=/nowhere/at/all is no folder'),
-        ({'data_dir': None}, '--data_dir=None is no folder'),
+        ({'data_dir': None}, 'give --data_dir'),
         ({'train': False}, 'no checkpoint in nowhere: train first'),
         ({'train': False, 'init_from': 'nowhere/model1.npz'}, 'nowhere/config.json'),
     ],

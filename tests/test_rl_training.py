@@ -232,12 +232,41 @@ def test_directions_are_those_of_the_tasks_for_random_policies_too(tmp_path):
 
 def test_a_result_has_the_rollouts_and_alpha_of_the_training(tmp_path):
     _, folder = run_here(tmp_path, update_lr=0.2)
+    assert [list(map(len, paths)) for paths in result(folder)['paths']] == [[100, 100]] * 5  # and none of padding
     weights = dict(train=False, init_from=str(folder / 'best.npz'), metatrain_iterations=None, save_interval=None)
     kept = result(run_here(tmp_path / 'other', **weights, update_batch_size=7, test_update_batch_size=3)[1])['settings']
     assert (kept['update_batch_size'], kept['update_lr'], kept['test_update_batch_size']) == (2, 0.2, 3)
     more = dict(init_from=str(folder / 'best.npz'), metatrain_iterations=1, test_num_updates=1)
     _, folder = run_here(tmp_path / 'more', **more)  # trained on, whose own weights are tested
     assert result(folder)['checkpoint'] == str(folder / 'best.npz')
+
+
+def test_weights_that_were_trained_otherwise_are_not_taken_for_the_papers(trained, tmp_path, capsys):
+    """The line that says so, the paper's values beside the numbers, and the λ of the training."""
+    test = dict(
+        train=False, metatrain_iterations=None, save_interval=None, meta_batch_size=None, update_batch_size=None
+    )
+    test |= dict(test_update_batch_size=40, init_from=str(trained / 'best.npz'), test_num_updates=1)
+    _, folder = run_here(tmp_path / 'same', **test)
+    output = capsys.readouterr().out
+    assert 'trained with' not in output and '<- paper' in output and result(folder)['trained_with'] == {}
+    _, other = run_here(tmp_path, baseline='pretrain', gae_lambda=0.9, test_num_updates=1)
+    capsys.readouterr()
+    _, folder = run_here(tmp_path / 'other', **test | {'init_from': str(other / 'best.npz')})
+    output = capsys.readouterr().out
+    assert '--baseline=pretrain --num_updates=0' in output and '<- paper' not in output
+    kept = result(folder)
+    assert kept['trained_with'] == {'baseline': 'pretrain', 'num_updates': 0}
+    assert (kept['gae_lambda_of_training'], kept['settings']['gae_lambda']) == (0.9, 1.0)
+
+
+def test_learned_step_sizes_are_not_left_out(tmp_path):
+    _, folder = run_here(tmp_path, learn_update_lr=True)
+    test = dict(train=False, init_from=str(folder / 'best.npz'), metatrain_iterations=None, save_interval=None)
+    with pytest.raises(UserError, match='add --learn_update_lr'):
+        run_here(tmp_path / 'other', **test)
+    for given in ({}, {'test_update_lr': 0.1}):
+        run_here(tmp_path / 'other', **test, learn_update_lr=True, **given)
 
 
 def test_only_the_context_is_adapted(tmp_path):
@@ -266,6 +295,8 @@ def test_only_the_context_is_adapted(tmp_path):
 
 def test_numbers_that_explode_stop_the_run(tmp_path):
     with pytest.raises(UserError, match='not finite at iteration 0.*--update_lr'):
+        run_here(tmp_path, update_lr=1e30)
+    with pytest.raises(UserError, match='training stopped, try'):  # there is no checkpoint yet to be kept
         run_here(tmp_path, update_lr=1e30)
 
 

@@ -219,6 +219,7 @@ def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, there, 
     with pytest.raises(UserError, match='no state of the optimiser'):
         train(tmp_path, metatrain_iterations=6)
     assert train(tmp_path / 'new', metatrain_iterations=1, init_from=path) == weight + 1
+    assert train(tmp_path / 'new', metatrain_iterations=1, init_from=os.path.relpath(path)) == weight + 1
 
 
 def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):

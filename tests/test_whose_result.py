@@ -62,6 +62,15 @@ def test_a_result_has_the_settings_of_its_training(trained, capsys):
     assert json.loads((trained / SINE / 'config.json').read_text())['settings']['meta_lr'] == 0.002
 
 
+def test_weights_that_were_trained_otherwise_are_named_as_such(trained, tmp_path, capsys):
+    """A test of first-order weights without --stop_grad, and with other examples than in training."""
+    test = [*SHORT, '--train=False', f'--init_from={trained}/{SINE}/model200.npz']
+    run_here(f'--logdir={tmp_path}', *test)
+    assert 'were trained with other flags' not in capsys.readouterr().out
+    run_here(f'--logdir={tmp_path}', *test, '--update_batch_size=5', '--stop_grad')
+    assert 'of this test: --stop_grad=False --train_update_batch_size=10\n' in capsys.readouterr().out
+
+
 def test_tests_that_differ_have_files_of_their_own(trained, capsys):
     """The paper's numbers of tasks and steps go without saying; a result that is replaced is mentioned."""
     names = {test.stem for test in (trained / SINE).glob('test*.json')}
