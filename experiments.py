@@ -333,15 +333,8 @@ def unused(config):
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'likelihood_ratio', 'kl_constrain_step'}
     if config.baseline == 'random':
-        names |= {
-            'meta_step_size',
-            'kl_constrain_step',
-            'hvp',
-            'subsample_factor',
-            'meta_batch_size',
-            'sampling_workers',
-        }
-        names |= {'update_batch_size'}
+        names |= {'meta_step_size', 'kl_constrain_step', 'hvp', 'subsample_factor'}
+        names |= {'meta_batch_size', 'update_batch_size', 'sampling_workers'}
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}

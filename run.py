@@ -45,7 +45,7 @@ TRAINING = {
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
 # Settings in which the weights that --init_from names can differ from the test's, which it then says.
-OF_THE_WEIGHTS = (
+TRAINED_WITH = (
     *('datasource', 'baseline', 'norm', 'max_pool', 'nonlinearity', 'stop_grad', 'num_updates'),
     *('train_update_batch_size', 'train_update_lr'),
 )
@@ -270,7 +270,7 @@ def history(config, path, state):
     rl = SOURCES[config.datasource].rl
     of_training = TRAINING | (TRAINING_RL if rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
-    of_weights = [name for name in (*OF_THE_WEIGHTS, *['update_lr'] * rl) if name in trained and hasattr(config, name)]
+    of_weights = [name for name in (*TRAINED_WITH, *['update_lr'] * rl) if name in trained and hasattr(config, name)]
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),

@@ -115,8 +115,8 @@ def test_minutes_end_cleanly_and_unknown_targets_are_answered_with_near_ones(tmp
     'wrong, words',
     [
         ('--seed=abc', "argument --seed: invalid int value: 'abc' (python"),
-        ('--check --tasks=0', '--tasks=0 makes no sense'),
-        ('all --minutes=0', '--minutes=0.0 makes no sense'),
+        ('--list --tasks=0', '--tasks=0 makes no sense'),
+        ('--list --minutes=0', '--minutes=0.0 makes no sense'),
         ('table2/maml --test --results={}/nowhere', 'has nothing to test: drop --test'),
     ],
 )
