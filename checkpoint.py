@@ -195,6 +195,8 @@ def restore_weights(path, model):
             f'{path} does not fit this network, which has no {", ".join(sorted(more))}: use the flags that it was '
             'trained with'
         )
+    if any(name == 'alpha' or name.startswith('update_lr/') for name in model.weights.keys() - weights.keys()):
+        raise UserError(f'{path} has no learned step sizes: drop --learn_update_lr')
     assign(model.weights, weights, path)
     return numbers(arrays)
 

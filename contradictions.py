@@ -55,7 +55,7 @@ CONTRADICTIONS = {
             '--test_iter={test_iter} names a checkpoint to test: add --train=False',
         ),
         (
-            lambda c: c.init_from and not c.train and c.test_iter != -1,
+            lambda c: c.init_from and not c.train and 'test_iter' in c.given,
             '--init_from and --test_iter both name a checkpoint to test: drop one of them',
         ),
     ],

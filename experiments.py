@@ -339,6 +339,8 @@ def unused(config):
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}
     names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
+    names |= {'meta_batch_size', 'meta_step_size', 'kl_constrain_step', 'hvp', 'subsample_factor', 'likelihood_ratio'}
+    names |= {'sampling_workers', 'update_batch_size'} if source.rl else set()
     return names | {'resume'}
 
 

@@ -259,7 +259,7 @@ def history(config, path, state):
     A dictionary: the checkpoint and its iteration, how many iterations were done and asked for, the seconds that they
     took, the settings, those of the training from the run's own config.json (None where there is none), the λ of the
     training (the settings have the test's), and trained_with: what the weights were trained with that the test's
-    settings say otherwise.
+    settings say otherwise (None where there is no config.json).
     """
     folder = os.path.dirname(path) or '.'
     try:
@@ -270,7 +270,7 @@ def history(config, path, state):
     rl = SOURCES[config.datasource].rl
     of_training = TRAINING | (TRAINING_RL if rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
-    of_weights = [name for name in (*TRAINED_WITH, *['update_lr'] * rl) if name in trained and hasattr(config, name)]
+    of_weights = [n for n in (*TRAINED_WITH, *['update_lr'] * rl) if n in trained and hasattr(config, n)]
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),
@@ -279,5 +279,5 @@ def history(config, path, state):
         'seconds_trained': seconds if done else state.get('seconds'),
         'settings': {k: trained.get(k) if k in of_training else v for k, v in vars(config).items()},
         **({'gae_lambda_of_training': trained.get('gae_lambda')} if rl else {}),
-        'trained_with': {name: trained[name] for name in of_weights if trained[name] != getattr(config, name)},
+        'trained_with': {n: trained[n] for n in of_weights if trained[n] != getattr(config, n)} if trained else None,
     }

@@ -10,6 +10,7 @@ import report
 from experiments import test_name
 from rl.envs import FAMILIES
 from rl.envs.base import DirectionTask
+from rl.envs.point import PointEnv
 from rl.policy import flatten
 from rl.reinforce import adapt
 from rl.sampler import Sampler
@@ -111,7 +112,9 @@ def test(config, model, folder, tested, threads, paper):
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    if config.datasource.startswith('point'):  # the positions on a few paths, for the picture of figure 4
+    if issubclass(
+        FAMILIES[config.datasource].env, PointEnv
+    ):  # the positions on a few paths, for the picture of figure 4
         each = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))[:-1] for paths in first]
         result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
     report.write(os.path.join(folder, test_name(config)), rows, result)

@@ -14,6 +14,7 @@ import checkpoint
 from experiments import SOURCES, print_settings
 from rl import video
 from rl.envs import FAMILIES
+from rl.envs.check import check
 from rl.evaluation import test, test_tasks
 from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
 from rl.policy import GaussianPolicy
@@ -31,6 +32,7 @@ def run(config, origins, threads, folder, paper):
 
     paper: the paper's values for this test by number of steps.
     """
+    check(config.datasource)
     model = make_model(config, threads)
     task = test_tasks(config)[0]
     if config.video:  # whoever has no renderer learns it before the test, not after

@@ -37,7 +37,8 @@ def write(path, family, task, oracle, act, weights):
     act: `GaussianPolicy.act`. All act under the same noise from the same start; a path that has ended shows its
     last picture. Raises UserError where there is no renderer.
     """
-    fps = FAMILIES[family].env.metadata.get('render_fps', FRAME_RATE)
+    env = FAMILIES[family].env
+    fps = round(1 / env.compile_model().opt.timestep) if hasattr(env, 'asset') else env.metadata['render_fps']
     every = max(1, fps // FRAME_RATE)
     films = [pictures(family, task, actions(family, task, oracle, act, phi), every) for phi in weights.values()]
     frames = []

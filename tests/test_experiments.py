@@ -226,6 +226,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('data_dir=d', 'data_dir=d datasource=omniglot'),
         ('test_set=True', 'test_set=True datasource=omniglot'),
         ('init_from=a.npz train=False test_iter=5', 'init_from=a.npz train=False'),
+        ('init_from=a.npz train=False test_iter=best datasource=point', 'train=False test_iter=best datasource=point'),
         ('update_lr=inf', 'update_lr=9'),
         ('meta_lr=inf', 'meta_lr=9'),
         ('meta_step_size=inf datasource=point', 'meta_step_size=9 datasource=point'),

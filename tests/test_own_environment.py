@@ -7,6 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
+from rl.envs import FAMILIES, Family
+from rl.envs.base import TaskMujocoEnv
+from rl.envs.check import check
+from runtime import UserError
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -38,3 +46,75 @@ def test_the_readmes_environment_is_trained_tested_and_drawn(tmp_path):
     result = json.loads(path.read_text())
     assert all(-0.2 <= task <= 0.2 for task in result['tasks']) and len(result['mean']) == 2
     assert all(mean < 0 for mean in result['mean']) and path.with_suffix('.png').exists()
+
+
+class Sound(TaskMujocoEnv):
+    """What README asks for; the classes below each break one thing of it."""
+
+    asset = 'swimmer.xml'
+    observation_size, action_size = 8, 2
+
+    @staticmethod
+    def sample_tasks(rng, n):
+        return rng.uniform(-0.2, 0.2, n)
+
+    @staticmethod
+    def observe(state):
+        return np.concatenate([state.qpos[:, 2:], state.qvel], axis=1)
+
+    @staticmethod
+    def reward(state, control, tasks):
+        return -np.abs(state.qvel[:, 0] - tasks)
+
+    @classmethod
+    def terminated(cls, state):
+        return cls.unstable(state)
+
+
+@pytest.mark.parametrize(
+    'broken, words',
+    [
+        ({'observation_size': 7}, 'observe gives (3, 8) for 3 simulations, and (3, 7) is wanted'),
+        ({'action_size': 1}, 'action_size is 1, but the model has 2 actuators'),
+        ({'sample_tasks': staticmethod(lambda rng, n: rng.uniform(-1, 1, (n, 2)))}, 'sample_tasks gives'),
+        (
+            {'sample_tasks': staticmethod(lambda rng, n: rng.integers(0, 2, n))},
+            'AttributeError in test_own_environment',
+        ),
+        ({'reward': staticmethod(lambda state, control, tasks: -np.square(control).sum())}, 'reward gives () for 3'),
+        (
+            {'reward': staticmethod(lambda state, control, tasks: tasks - np.square(control).sum())},
+            'depends on the others',
+        ),
+        ({'terminated': staticmethod(lambda state: np.zeros(len(state.qpos), int))}, 'terminated gives int64'),
+        ({'fields': ('qpos', 'qvel', 'xpos')}, 'fields has xpos'),
+        ({'asset': 'no_such.xml'}, 'no_such.xml'),
+        ({'edit': staticmethod(lambda spec: unlimited(spec))}, 'no ctrlrange'),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_training(monkeypatch, broken, words):
+    family = Family('maml/Sound-v0', Sound, 200, 'swims at {:.2f} m/s'.format)
+    monkeypatch.setitem(FAMILIES, 'sound', family)
+    check('sound')
+    monkeypatch.setitem(FAMILIES, 'sound', family._replace(env=type('Broken', (Sound,), broken)))
+    with pytest.raises(UserError) as error:
+        check('sound')
+    assert words in str(error.value) and '--datasource=sound: Broken: ' in str(error.value)
+
+
+def test_words_that_do_not_fit_and_a_name_alone_are_noticed_too(monkeypatch):
+    monkeypatch.setitem(FAMILIES, 'sound', Family('maml/Sound-v0', Sound, 200, 'goal ({0[0]:.2f})'.format))
+    with pytest.raises(UserError, match='IndexError|TypeError'):
+        check('sound')
+    with pytest.raises(UserError, match='no line in FAMILIES'):
+        check('nowhere')
+
+
+def unlimited(spec):
+    for actuator in spec.actuators:
+        actuator.ctrllimited = False
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_the_papers_families_are_sound(name):
+    check(name)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import signal
 
 import numpy as np
@@ -258,6 +260,10 @@ def test_weights_that_were_trained_otherwise_are_not_taken_for_the_papers(traine
     kept = result(folder)
     assert kept['trained_with'] == {'baseline': 'pretrain', 'num_updates': 0}
     assert (kept['gae_lambda_of_training'], kept['settings']['gae_lambda']) == (0.9, 1.0)
+    assert not {'meta_batch_size', 'hvp', 'update_batch_size'} & set(re.findall(r'^  (\w+)=', output, re.MULTILINE))
+    shutil.copy(other / 'best.npz', tmp_path / 'alone.npz')
+    run_here(tmp_path / 'third', **test | {'init_from': str(tmp_path / 'alone.npz')})
+    assert 'is not known: there is no config.json' in capsys.readouterr().out
 
 
 def test_learned_step_sizes_are_not_left_out(tmp_path):
@@ -267,6 +273,9 @@ def test_learned_step_sizes_are_not_left_out(tmp_path):
         run_here(tmp_path / 'other', **test)
     for given in ({}, {'test_update_lr': 0.1}):
         run_here(tmp_path / 'other', **test, learn_update_lr=True, **given)
+    _, folder = run_here(tmp_path / 'fixed')
+    with pytest.raises(UserError, match='no learned step sizes: drop --learn_update_lr'):
+        run_here(tmp_path / 'other', **test | {'init_from': str(folder / 'best.npz')}, learn_update_lr=True)
 
 
 def test_only_the_context_is_adapted(tmp_path):
