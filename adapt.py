@@ -50,12 +50,9 @@ def run(config):
         answers = predict(model, theta, support, queries, len(classes))
         os.makedirs(config.logdir, exist_ok=True)
         path = os.path.join(config.logdir, 'predictions')
-        earlier = report.in_place_of(path + '.csv')
+        table = path + '.csv' + report.in_place_of(path + '.csv')
         write(path + '.csv', list(classes), files, answers)
-        print(
-            f'{len(files)} images of {config.predict} classified, each together with the support set: {path}.csv'
-            + earlier
-        )
+        print(f'{len(files)} images of {config.predict} classified, each together with the support set: {table}')
         if config.log:
             shape = [-1, source.img_size, source.img_size, source.channels]
             if config.datasource == 'images' and source.channels == 1:  # 0 is black, not paper

@@ -187,16 +187,15 @@ def restore_weights(path, model):
         return {}
     arrays = read(path)
     weights = {k.removeprefix('weights/'): v for k, v in arrays.items() if k.startswith('weights/')}
-    more = weights.keys() - model.weights.keys()
-    if any(name == 'alpha' or name.startswith('update_lr/') for name in more):
-        raise UserError(f'the step sizes of {path} are learned, and belong to its weights: add --learn_update_lr')
-    if more:
+    learned, wanted = (any(re.match('alpha$|update_lr/', name) for name in names) for names in (weights, model.weights))
+    if learned != wanted:
+        does = 'has learned step sizes: add' if learned else 'has no learned step sizes: drop'
+        raise UserError(f'{path} {does} --learn_update_lr')
+    if more := weights.keys() - model.weights.keys():
         raise UserError(
             f'{path} does not fit this network, which has no {", ".join(sorted(more))}: use the flags that it was '
             'trained with'
         )
-    if any(name == 'alpha' or name.startswith('update_lr/') for name in model.weights.keys() - weights.keys()):
-        raise UserError(f'{path} has no learned step sizes: drop --learn_update_lr')
     assign(model.weights, weights, path)
     return numbers(arrays)
 

@@ -35,10 +35,11 @@ def print_checkpoint(tested):
     iteration = tested.get('iteration')
     chosen = f' ({tested["chosen"]})' if 'chosen' in tested else ''
     print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}') + chosen)
-    if 'trained_with' in tested and tested['trained_with'] is None:
+    others = tested.get('trained_with', {})
+    if others is None:
         print('with what flags these weights were trained is not known: there is no config.json beside them')
-    if tested.get('trained_with'):
-        flags = ' '.join(f'--{name}={value}' for name, value in tested['trained_with'].items())
+    elif others:
+        flags = ' '.join(f'--{name}={value}' for name, value in others.items())
         print(f'these weights were trained with other flags than those of this test: {flags}')
 
 

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from rl.envs import FAMILIES, Family
-from rl.envs.base import TaskMujocoEnv
 from rl.envs.check import check
 from runtime import UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+FILE, CODE = re.search(r'```python\n# (rl/envs/.*?)\n(.*?)```', README, re.DOTALL).groups()
+exec(CODE, names := {'__name__': 'swimmer'})
+SWIMMER = Family('maml/SwimmerVel-v0', names['SwimmerVelEnv'], 200, 'swims at {:.2f} m/s'.format)
 
 
 def added(tmp_path):
@@ -24,10 +27,8 @@ def added(tmp_path):
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-    readme = (ROOT / 'README.md').read_text()
-    code = re.search(r'```python\n# (rl/envs/.*?)\n(.*?)```', readme, re.DOTALL)
-    (tmp_path / code[1]).write_text(code[2])
-    line = re.search(r"`('swimmer_vel': Family.*?,)`", readme, re.DOTALL)[1]
+    (tmp_path / FILE).write_text(CODE)
+    line = re.search(r"`('swimmer_vel': Family.*?,)`", README, re.DOTALL)[1]
     module = tmp_path / 'rl' / 'envs' / '__init__.py'
     text = module.read_text().replace('FAMILIES = {', 'FAMILIES = {\n    ' + line)
     module.write_text(text.replace('\n\n\nclass', '\nfrom rl.envs.swimmer import SwimmerVelEnv\n\n\nclass', 1))
@@ -48,27 +49,9 @@ def test_the_readmes_environment_is_trained_tested_and_drawn(tmp_path):
     assert all(mean < 0 for mean in result['mean']) and path.with_suffix('.png').exists()
 
 
-class Sound(TaskMujocoEnv):
-    """What README asks for; the classes below each break one thing of it."""
-
-    asset = 'swimmer.xml'
-    observation_size, action_size = 8, 2
-
-    @staticmethod
-    def sample_tasks(rng, n):
-        return rng.uniform(-0.2, 0.2, n)
-
-    @staticmethod
-    def observe(state):
-        return np.concatenate([state.qpos[:, 2:], state.qvel], axis=1)
-
-    @staticmethod
-    def reward(state, control, tasks):
-        return -np.abs(state.qvel[:, 0] - tasks)
-
-    @classmethod
-    def terminated(cls, state):
-        return cls.unstable(state)
+def unlimited(spec):
+    for actuator in spec.actuators:
+        actuator.ctrllimited = False
 
 
 @pytest.mark.parametrize(
@@ -89,30 +72,25 @@ class Sound(TaskMujocoEnv):
         ({'terminated': staticmethod(lambda state: np.zeros(len(state.qpos), int))}, 'terminated gives int64'),
         ({'fields': ('qpos', 'qvel', 'xpos')}, 'fields has xpos'),
         ({'asset': 'no_such.xml'}, 'no_such.xml'),
-        ({'edit': staticmethod(lambda spec: unlimited(spec))}, 'no ctrlrange'),
+        ({'edit': staticmethod(unlimited)}, 'no ctrlrange'),
     ],
 )
 def test_what_does_not_fit_together_is_said_before_training(monkeypatch, broken, words):
-    family = Family('maml/Sound-v0', Sound, 200, 'swims at {:.2f} m/s'.format)
-    monkeypatch.setitem(FAMILIES, 'sound', family)
-    check('sound')
-    monkeypatch.setitem(FAMILIES, 'sound', family._replace(env=type('Broken', (Sound,), broken)))
+    """README's class is sound, and one that breaks a thing of it is not."""
+    monkeypatch.setitem(FAMILIES, 'own', SWIMMER)
+    check('own')
+    monkeypatch.setitem(FAMILIES, 'own', SWIMMER._replace(env=type('Broken', (SWIMMER.env,), broken)))
     with pytest.raises(UserError) as error:
-        check('sound')
-    assert words in str(error.value) and '--datasource=sound: Broken: ' in str(error.value)
+        check('own')
+    assert words in str(error.value) and '--datasource=own: Broken: ' in str(error.value)
 
 
 def test_words_that_do_not_fit_and_a_name_alone_are_noticed_too(monkeypatch):
-    monkeypatch.setitem(FAMILIES, 'sound', Family('maml/Sound-v0', Sound, 200, 'goal ({0[0]:.2f})'.format))
+    monkeypatch.setitem(FAMILIES, 'own', SWIMMER._replace(in_words='goal ({0[0]:.2f})'.format))
     with pytest.raises(UserError, match='IndexError|TypeError'):
-        check('sound')
+        check('own')
     with pytest.raises(UserError, match='no line in FAMILIES'):
         check('nowhere')
-
-
-def unlimited(spec):
-    for actuator in spec.actuators:
-        actuator.ctrllimited = False
 
 
 @pytest.mark.parametrize('name', FAMILIES)
