@@ -83,7 +83,7 @@ def timed(function, *arguments):
 
 def memory_gb():
     """Return the most memory that this process has had so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def gemm_timer(threads):

@@ -347,7 +347,8 @@ def unused(config):
 def run_name(config):
     """Return the name of a run's folder, the original's (maml: main.py:307-324).
 
-    Beyond it: 'noconv', 'learnlr' and 'pretrain', without which different runs would share a folder.
+    Beyond it: 'noconv', 'learnlr', 'mixed' and 'pretrain', and the folder and hidden layers of tables, without which
+    different runs would share a folder.
     """
     if SOURCES[config.datasource].rl:
         return rl_run_name(config)

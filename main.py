@@ -55,7 +55,7 @@ enum(
     None,
     ['oracle', 'pretrain', 'random', 'context', *experiments.MULTITASK, 'None'],
     'oracle: the task id is part of the input; pretrain: one model for all tasks (both: sinusoid, reinforcement '
-    'learning); context: MAML that adapts a context vector alone (images, reinforcement learning); random: an '
+    'learning; pretrain: tables too); context: MAML that adapts a context vector alone (images, reinforcement learning); random: an '
     'untrained policy; multitask_…: the mean of many networks, each trained on a sinusoid of its own.',
     case_sensitive=False,
 )

@@ -49,12 +49,12 @@ def print_table(columns, numbers, marks, scale=1):
     marks: the columns that the paper reads, with its value where it has one (None); scale: 100 for percent.
     """
     width = max(map(len, columns))
-    print(f'{"":{width}s}{"mean":>10s}{"std":>9s}{"95 %":>10s}{"median":>9s}')
+    print(f'{"":{width}s}{"mean":>10s}{"std":>9s}{"95 %":>10s}{"median":>10s}')
     for name, *row in zip(columns, *(scale * numbers[key] for key in ('mean', 'std', 'ci95', 'median'))):
-        mean, std, ci95, median = (f'{number:.4g}' for number in row)
+        mean, std, ci95, median = (f'{number:.{digits}g}' for number, digits in zip(row, (4, 3, 3, 4)))
         paper = marks.get(name)
         mark = '' if name not in marks else ' <- the paper' if paper is None else f' <- paper {paper:.4g}'
-        print(f'{name:{width}s}{mean:>10s}{std:>9s}{"±" + ci95:>10s}{median:>9s}{mark}')
+        print(f'{name:{width}s}{mean:>10s}{std:>9s}{"±" + ci95:>10s}{median:>10s}{mark}')
 
 
 def write(path, rows, result, samples=None):

@@ -217,6 +217,7 @@ GROUPS = {
             for s in ('cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir')
             for m in ('pretrain', 'oracle')
         ),
+        'table5/context',
         'table1/miniimagenet_5way_1shot',
         'table1/omniglot_20way_1shot',
         'table1/miniimagenet_5way_5shot_first_order',

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -351,3 +352,12 @@ def test_the_table_fits_a_terminal(capsys):
     assert max(map(len, lines)) <= 80 and [n for n, line in enumerate(lines) if '<- ' in line] == [3, 12]
     assert lines[3].endswith('<- the paper') and lines[12].endswith('<- paper 63.11')
     assert lines[3].split()[4] == f'{100 * results[:, 2].mean():.4g}'
+
+
+def test_the_numbers_of_a_table_stay_apart(capsys):
+    """However small or large they are, there is a space before each, and all lines end at the same column."""
+    sizes = 10.0 ** np.arange(-6, 6)
+    evaluation.print_summary(evaluation.summarise(np.random.default_rng(0).random([600, 12]) * sizes), 'loss', {})
+    header, *rows = capsys.readouterr().out.splitlines()[:13]
+    assert header.split() == ['mean', 'std', '95', '%', 'median'] and len({len(row) for row in (header, *rows)}) == 1
+    assert all(re.search(r'( +±?\d[\d.e+-]*){4}$', row) for row in rows)
