@@ -89,6 +89,14 @@ def test_training_and_its_test(trained):
     np.testing.assert_allclose(np.float64(table[1][1:]), test['mean'])
 
 
+def test_an_iteration_tells_whether_its_outer_step_was_taken(tmp_path, capsys):
+    run_here(tmp_path, metatrain_iterations=1)
+    assert re.search(r'Iteration 0: .* inner updates; KL 0\.00[0-9]+; \d+ steps/s', capsys.readouterr().out)
+    _, folder = run_here(tmp_path, metatrain_iterations=1, meta_step_size=1e-30)  # no step is short enough
+    assert progress(folder)[0]['accepted'] == '0'
+    assert re.search(r'Iteration 0: .* inner updates; outer step rejected; \d+ steps/s', capsys.readouterr().out)
+
+
 def test_a_run_that_is_killed_and_resumed_ends_the_same(trained, tmp_path):
     """kill -9 in the middle, then the same command again: weights, best policy and progress are the same."""
     process = start(*POINT, f'--logdir={tmp_path}')
