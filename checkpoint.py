@@ -97,11 +97,16 @@ def read(path):
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}: check the path') from None
-    except (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f'{path} is no .npz file of plain arrays: name another') from None
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read as a checkpoint ({error}): remove it or name another') from None
     iteration = arrays.get('iteration', np.array(''))
     if iteration.ndim or iteration.dtype.kind != 'i' or any(array.dtype.kind not in 'if' for array in arrays.values()):
-        raise UserError(f'{path} is not a checkpoint of this program: remove it or name another')
+        raise UserError(
+            f'{path} is not a checkpoint of this program, which is arrays of numbers and a whole number named iteration '
+            '(docs/conformance.md): name another'
+        )
     return arrays
 
 
@@ -120,8 +125,13 @@ def assign(targets, arrays, path):
                 f'{path} does not fit this network: {name} should be {wanted} but is '
                 f'{found or "missing"}: use the flags that it was trained with'
             )
+    with np.errstate(over='ignore'):
+        values = {name: arrays[name].astype(variable.dtype.as_numpy_dtype) for name, variable in targets.items()}
+    for name, value in values.items():
+        if not np.isfinite(value).all():
+            raise UserError(f'{path} holds numbers that are not finite, in {name}: name another')
     for name, variable in targets.items():
-        variable.assign(tf.cast(arrays[name], variable.dtype))
+        variable.assign(values[name])
 
 
 def restore(path, model):

@@ -47,7 +47,8 @@ def check(work, tasks):
         few = json.loads(next(pathlib.Path(folder).glob('*.json')).read_text())
     key = 'mean_of_the_others' if 'mean_of_the_others' in result else 'mean'
     for name, ours, theirs, std in zip(result['columns'], few[key], result[key], result['std']):
-        if ours is None or abs(ours - theirs) > 4 * (std or abs(theirs)) / math.sqrt(tasks) + 1e-6:
+        numbers = all(isinstance(number, int | float) for number in (ours, theirs, std or 0))
+        if not (numbers and abs(ours - theirs) <= 4 * (std or abs(theirs)) / math.sqrt(tasks) + 1e-6):
             return f'{name}: {ours} on {tasks} tasks, but {theirs} is kept'
     return None
 
@@ -55,7 +56,7 @@ def check(work, tasks):
 def check_all(targets, root, data_dir, tasks):
     """Check all results whose weights are there; print a line each; return whether all hold.
 
-    UserError, at the end, where some could not be checked, for want of the images for example.
+    UserError, at the end, where some could not be checked, for want of the images for example, or there are none.
     """
     import checkpoint
 
@@ -63,7 +64,7 @@ def check_all(targets, root, data_dir, tasks):
     for target in targets:
         for seed in seeds(target, root):
             work = Work(target, seed, root, data_dir)
-            if work.folder in checked or not work.result() or not work.weights():
+            if work.folder in checked or not work.result_path(0).exists() or not work.weights():
                 continue
             checked.add(work.folder)
             try:
@@ -78,6 +79,8 @@ def check_all(targets, root, data_dir, tasks):
                 continue
             print(f'{target.name}, seed {seed}: {against or "its numbers can have come from its weights"}')
             sound = sound and not against
+    if not checked:
+        raise UserError(f'nothing to check: {root} has no weights of these targets with a test of them')
     if not_checked and sound:
         others = '; the others hold' if not_checked < len(checked) else ''
         raise UserError(f'{not_checked} of {len(checked)} results not checked, as said above{others}')

@@ -297,9 +297,12 @@ class Work:
         """Return what the test of this number wrote, None where it was not done."""
         path = self.result_path(test)
         try:
-            return json.loads(path.read_text()) if path.exists() else None
+            result = json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
             raise UserError(f'{path} cannot be read ({error}): bring it back, or delete it and test again') from None
+        if path.exists() and not (isinstance(result, dict) and {'columns', 'mean', 'settings'} <= result.keys()):
+            raise UserError(f'{path} does not hold the result of a test: bring it back, or delete it and test again')
+        return result
 
     def result_path(self, test):
         """Return the path of what the test of this number writes."""

@@ -269,8 +269,26 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_a_test(trained):
 def test_an_array_is_no_checkpoint(tmp_path):
     with (tmp_path / 'model1.npz').open('wb') as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(UserError, match='cannot be read as a checkpoint'):
+    with pytest.raises(UserError, match=r'model1\.npz is no \.npz file of plain arrays'):
         checkpoint.read(str(tmp_path / 'model1.npz'))
+    (tmp_path / 'model1.npz').write_text('not weights')
+    with pytest.raises(UserError, match=r'model1\.npz is no \.npz file of plain arrays'):
+        checkpoint.read(str(tmp_path / 'model1.npz'))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e300])
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path, value):
+    """Also those that are not in float32; the model keeps what it has."""
+    with np.load(trained / SINE / 'model100.npz') as file:
+        arrays = {name: np.float64(array) if '/' in name else array for name, array in file.items()}
+    arrays['weights/w2'][3, 4] = value
+    np.savez(tmp_path / 'port.npz', **arrays)
+    model = training.make_model(main.read_flags([])[0], experiments.SOURCES['sinusoid'], 1)
+    before = {name: weight.numpy() for name, weight in model.weights.items()}
+    with pytest.raises(UserError, match=r'port\.npz holds numbers that are not finite, in w2: name another'):
+        checkpoint.restore_weights(str(tmp_path / 'port.npz'), model)
+    for name, weight in model.weights.items():
+        np.testing.assert_array_equal(weight, before[name])
 
 
 def test_garbage_in_the_progress_is_dropped(tmp_path):

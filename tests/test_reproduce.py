@@ -287,9 +287,26 @@ def test_what_cannot_be_read_is_no_result_that_holds(done, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match='1 of 1 results not checked'):
         reproduce.check_all([TINY], tmp_path, None, 5)
-    work.result_path(0).write_text('<<<<<<<')
-    with pytest.raises(UserError, match='cannot be read'):
-        tables.state(work)
+    for text, complaint in (('<<<<<<<', 'cannot be read'), ('[1]', 'does not hold'), ('{}', 'does not hold')):
+        work.result_path(0).write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            tables.state(work)
+        with pytest.raises(UserError, match='1 of 1 results not checked'):
+            reproduce.check_all([TINY], tmp_path, None, 5)
+
+
+@pytest.mark.parametrize('value', ['NaN', 'null', '"0.3"', 'Infinity'])
+def test_no_number_is_no_result_that_holds(done, tmp_path, value):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    path = Work(TINY, 1, tmp_path).result_path(0)
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {'mean_of_the_others': ['?'] * 12}).replace('"?"', value))
+    assert not reproduce.check_all([TINY], tmp_path, None, 5)
+
+
+def test_where_there_is_nothing_to_check(tmp_path):
+    with pytest.raises(UserError, match='nothing to check'):
+        reproduce.check_all([TINY], tmp_path, None, 5)
 
 
 def test_the_tables_of_the_repository_are_of_its_own_results(tmp_path):
