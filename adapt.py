@@ -44,8 +44,9 @@ def run(config):
     images = ', '.join(f'{len(files)} of {name}' for name, files in classes.items())
     print(f'adapted to {images}, {report.in_steps(config)}')
     if config.save_adapted:
+        earlier = report.in_place_of(config.save_adapted)
         checkpoint.write_adapted(config, theta)
-        print(f'adapted weights: {config.save_adapted}')
+        print(f'adapted weights: {config.save_adapted}{earlier}')
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))
         os.makedirs(config.logdir, exist_ok=True)

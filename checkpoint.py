@@ -57,8 +57,9 @@ def write_adapted(config, weights):
     path = config.save_adapted
     if not all(np.isfinite(weight).all() for weight in weights.values()):
         raise UserError('the adapted weights are not finite: try a smaller --update_lr')
-    if os.path.realpath(path) == os.path.realpath(config.init_from):
-        raise UserError(f'--save_adapted={path} would be written over the weights of --init_from: choose another name')
+    of_a_run = re.fullmatch(rf'model\d+\.npz|{re.escape(BEST)}|{re.escape(PACKED)}', os.path.basename(path))
+    if os.path.exists(path) and (of_a_run or os.path.realpath(path) == os.path.realpath(config.init_from)):
+        raise UserError(f'--save_adapted={path} would be written over the weights of a run: choose another name')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with replacing(path, 'wb') as file:
         np.savez(file, iteration=0, **{f'weights/{name}': weight.numpy() for name, weight in weights.items()})
@@ -99,12 +100,14 @@ def read(path):
         raise UserError(f'there is no checkpoint {path}: check the path') from None
     except (ValueError, TypeError, AttributeError):
         raise UserError(f'{path} is no .npz file of plain arrays: name another') from None
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror or error}): mend that, or name another') from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} cannot be read as a checkpoint ({error}): remove it or name another') from None
     iteration = arrays.get('iteration', np.array(''))
     if iteration.ndim or iteration.dtype.kind != 'i' or any(array.dtype.kind not in 'if' for array in arrays.values()):
         raise UserError(
-            f'{path} is not a checkpoint of this program, which is arrays of numbers and a whole number named iteration '
+            f'{path} is not a checkpoint of this program, which is arrays of numbers and one whole number, iteration '
             '(docs/conformance.md): name another'
         )
     return arrays

@@ -11,7 +11,7 @@ LIMITS = [
     (['num_classes'], lambda value: value >= 2, '2 or more'),
     (
         ['meta_batch_size', 'update_batch_size', 'train_query', 'test_query', 'test_update_batch_size', 'num_filters']
-        + ['save_interval', 'num_test_tasks', 'threads', 'sampling_workers', 'test_sampling_workers']
+        + ['save_interval', 'num_test_tasks', 'sampling_workers', 'test_sampling_workers']
         + ['random_policies', 'max_to_keep'],
         lambda value: value >= 1,
         '1 or more',
@@ -21,6 +21,7 @@ LIMITS = [
         lambda value: 0 <= value < math.inf,
         '0 or more',
     ),
+    (['threads'], lambda value: 1 <= value <= 1024, '1 to 1024'),
     (['num_updates', 'test_num_updates'], lambda value: 0 <= value <= 100, '0 to 100 (each is compiled on its own)'),
     (['meta_lr', 'meta_step_size'], lambda value: 0 < value < math.inf, 'more than 0'),
     (['subsample_factor'], lambda value: 0 < value <= 1, 'more than 0, at most 1 (all tasks)'),
@@ -88,6 +89,18 @@ CONTRADICTIONS = {
             ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
             '--baseline={baseline} trains each network on one task',
             lambda c: c.train and c.baseline in experiments.MULTITASK,
+        ),
+        (
+            lambda c: (
+                c.learn_update_lr
+                and not c.train
+                and ('update_lr' in c.given if c.init_from else c.update_lr != c.train_update_lr)
+            ),
+            '--update_lr={update_lr} is not used, for the weights bring their learned step sizes: drop it',
+        ),
+        (
+            lambda c: c.distribute and not c.train,
+            '--distribute divides a training, and a test is done by one process: drop it',
         ),
         (
             lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),

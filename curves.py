@@ -43,6 +43,8 @@ def read_progress(path, found):
     """Add to `found` (see of_run) what progress.csv says."""
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
+            if None in row.values():  # a run that was killed was writing it
+                continue
             for when in ('before', 'after'):
                 found[f'training, {when}'][int(row['iteration'])] = float(row[f'return_{when}'])
 

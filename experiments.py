@@ -254,7 +254,7 @@ BEFORE = {
 # What weights that are to be adapted need to be used as they were trained.
 OF_WEIGHTS = (
     *('datasource', 'num_classes', 'baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool'),
-    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates', 'hidden'),
+    *('update_lr', 'num_updates', 'learn_update_lr', 'test_num_updates', 'hidden', 'precision'),
 )
 
 
@@ -285,7 +285,8 @@ def test_name(config, trained_seed=None):
     if SOURCES[config.datasource].rl:
         alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
         return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
-    name = f'test_ubs{config.update_batch_size}_stepsize{"tuned" if config.update_lr_grid else config.update_lr}'
+    alpha = 'tuned' if config.update_lr_grid else 'learned' if config.learn_update_lr else config.update_lr
+    name = f'test_ubs{config.update_batch_size}_stepsize{alpha}'
     name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
     name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
     name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import pathlib
 import textwrap
 import types
@@ -25,6 +26,7 @@ from runtime import UserError
 from targets import FIGURES, ROOT, TARGETS, Work, papers
 
 with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
+    os.environ['MPLBACKEND'] = 'agg'  # a notebook's, which its programs inherit, may not be there for them
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
@@ -339,7 +341,7 @@ def training_curves(folders):
             if label in found:
                 points = zip(*sorted(found[label].items()))
                 axis.plot(*points, style, color=colour, linewidth=1, label=f'{label} adaptation')
-        title = '/'.join(pathlib.Path(folder).resolve().parts[-3:])
+        title = '/'.join(pathlib.Path(folder).resolve().parts[-3:]).replace('$', r'\$')
         axis.set(title='\n'.join(textwrap.wrap(title, 40)), xlabel='iterations', ylabel=measure)
         axis.xaxis.set_major_formatter('{x:,.0f}')
         axis.locator_params(axis='x', nbins=4, integer=True)

@@ -133,7 +133,7 @@ def write_cache(cache, images):
     finally:
         with contextlib.suppress(OSError):  # as a rule it is gone, renamed
             temporary.unlink()
-    for old in set(cache.parent.glob('cache-*.npy')) - {cache}:
+    for old in set(cache.parent.glob(f'cache-{"[0-9a-f]" * 16}.npy')) - {cache}:
         with contextlib.suppress(OSError):
             old.unlink()
 
@@ -233,12 +233,16 @@ def settle(config, origins):
         places, unused = [folder], []
         if not config.split:
             config.split, origins['split'] = OWN_SPLIT, 'our choice'
-    files = []
+    files, classes = [], {}  # these: by folder, its name and what it holds
     for place in places:
         found, others = own_files(place)
         files += [file for name in found for file in found[name]]
+        for name, held in found.items():
+            classes[place / name] = name, [(os.path.basename(file), os.path.getsize(file)) for file in held]
         unused += others
     warn_of_unused(unused)
+    trained = [held for path, held in classes.items() if path.parent == folder / 'train']
+    warn_of_leak([path for path in classes if path.parent != folder / 'train' and classes[path] in trained], 'classes')
     if not files:
         raise UserError(f'no images in {folder}: a folder of images for each class has to be in it (see README.md)')
     if config.img_size is None or config.channels is None:
@@ -281,6 +285,16 @@ def warn_of_unused(unused, most=20):
         print(f'warning: {path} is not used: it is {why}', file=sys.stderr)
     if len(unused) > most:
         print(f'warning: and so are {len(unused) - most} more', file=sys.stderr)
+
+
+def warn_of_leak(again, what):
+    """Say on stderr which paths of the validation and test splits hold what the training has too."""
+    if again:
+        print(
+            f'warning: {len(again)} of the validation and test {what} are training {what} too, {again[0]} for one: '
+            'a test on them says little of new ones',
+            file=sys.stderr,
+        )
 
 
 def own_shape(file):

@@ -55,8 +55,9 @@ enum(
     None,
     ['oracle', 'pretrain', 'random', 'context', *experiments.MULTITASK, 'None'],
     'oracle: the task id is part of the input; pretrain: one model for all tasks (both: sinusoid, reinforcement '
-    'learning; pretrain: tables too); context: MAML that adapts a context vector alone (images, reinforcement learning); random: an '
-    'untrained policy; multitask_…: the mean of many networks, each trained on a sinusoid of its own.',
+    'learning; pretrain: tables too); context: MAML that adapts a context vector alone (images, reinforcement '
+    'learning); random: an untrained policy; multitask_…: the mean of many networks, each trained on a sinusoid of '
+    'its own.',
     case_sensitive=False,
 )
 integer('seed', 1, 'seed of the weights and of all draws of tasks.')
@@ -179,6 +180,12 @@ enum(
 )
 boolean('help', False, 'show this help.', short_name='h')
 
+# The flags that --adapt reads; the weights bring the rest.
+ADAPTING = {
+    *experiments.OF_WEIGHTS,
+    *('adapt', 'predict', 'save_adapted', 'init_from', 'logdir', 'log', 'train', 'threads', 'x_columns', 'y_columns'),
+}
+
 # Flags of one kind of learning, refused with the data sources of the other kind.
 SUPERVISED_ONLY = {
     *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
@@ -238,6 +245,8 @@ def read_flags(arguments):
     given = {name: values[name].value for name in values if name not in ('help', 'h')}
     given['baseline'] = None if given['baseline'] == 'None' else given['baseline']
     for name in ('data_dir', 'init_from', 'logdir', 'video', 'adapt', 'predict', 'save_adapted'):
+        if given[name] == '':
+            raise UserError(f'--{name} is empty: give a path, or drop it')
         given[name] = given[name] and os.path.expanduser(given[name])
     if given['adapt']:
         given |= as_trained(given, set_by_user)
@@ -267,6 +276,10 @@ def as_trained(given, set_by_user):
     if not given['init_from']:
         raise UserError('--adapt needs trained weights: add --init_from')
     settings = experiments.settings_of(given['init_from'])
+    for name in sorted(set_by_user - ADAPTING):
+        raise UserError(f'--{name} has no effect on --adapt: drop it')
+    if settings and 'num_updates' in set_by_user:
+        raise UserError('--num_updates is of the training: say by --test_num_updates how many steps --adapt takes')
     if not settings and 'datasource' not in set_by_user:
         raise UserError(
             f'there is no config.json beside {given["init_from"]}: give the flags that it was trained '

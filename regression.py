@@ -16,7 +16,7 @@ import numpy as np
 import checkpoint
 import report
 from data_generator import TEST, TRAIN, VALIDATION
-from images import TooFew, entries
+from images import TooFew, entries, warn_of_leak
 from maml import MAML
 from networks import FullyConnected
 from run import read_config
@@ -114,7 +114,13 @@ def make_data(config, source, folder):
     tables = {split: [numbers(path, columns) for path in files[split]] for split in wanted}
     if not trained:
         rows = np.concatenate(tables['train'])
-        deviation = np.where(np.ptp(rows, axis=0) > 0, rows.std(axis=0), 1)  # that of equal numbers is not always 0
+        with np.errstate(over='ignore'):
+            deviation = np.where(np.ptp(rows, axis=0) > 0, rows.std(axis=0), 1)  # that of equal numbers is not always 0
+        for name, size in zip(columns, deviation):
+            if not math.isfinite(size):
+                raise UserError(
+                    f'column {name} of {files["train"][0]} and others is too large to be standardised: scale it'
+                )
         standard = {'mean': rows.mean(axis=0).tolist(), 'deviation': deviation.tolist()}
     config.standard = standard
     scale, unit = units(config)
@@ -158,6 +164,9 @@ def find_tables(folder, seed):
     inside = {split: os.path.join(folder, split) for split in SPLITS}
     if any(map(os.path.isdir, inside.values())):
         files = {split: csv_files(path) if os.path.isdir(path) else [] for split, path in inside.items()}
+        trained = {hashed([path], with_names=False) for path in files['train']}
+        again = [path for path in files['val'] + files['test'] if hashed([path], with_names=False) in trained]
+        warn_of_leak(again, 'tables')
         return files, {'split': 'folders', 'value': hashed(files['train'])}
     paths = csv_files(folder)
     if len(paths) < 3:
@@ -176,12 +185,13 @@ def csv_files(folder):
     return [entry.path for entry in entries(folder) if entry.name.lower().endswith('.csv')]
 
 
-def hashed(paths):
+def hashed(paths, with_names=True):
     """Return a hash over the names and contents of files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, 'rb') as file:
-            digest.update(os.fsencode(os.path.basename(path)) + hashlib.sha256(file.read()).digest())
+            name = os.fsencode(os.path.basename(path)) if with_names else b''
+            digest.update(name + hashlib.sha256(file.read()).digest())
     return digest.hexdigest()[:16]
 
 
@@ -216,7 +226,7 @@ def numbers(path, columns):
     for index, (line, row) in enumerate(rows):
         for column, place in enumerate(places):
             try:
-                values[index, column] = float(row[place])
+                values[index, column] = float(row[place].replace('_', '?'))  # which Python would pass over
             except ValueError:
                 values[index, column] = math.nan
             if not math.isfinite(values[index, column]):
@@ -268,8 +278,9 @@ def run(config):
     theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
     print(f'adapted to {len(support)} rows of {config.adapt}, {report.in_steps(config)}')
     if config.save_adapted:
+        earlier = report.in_place_of(config.save_adapted)
         checkpoint.write_adapted(config, theta)
-        print(f'adapted weights: {config.save_adapted}')
+        print(f'adapted weights: {config.save_adapted}{earlier}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
         written = write_predictions(config, y, model.forward(new, theta) * deviation + mean)

@@ -47,7 +47,7 @@ TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch
 # Settings in which the weights that --init_from names can differ from the test's, which it then says.
 TRAINED_WITH = (
     *('datasource', 'baseline', 'norm', 'max_pool', 'nonlinearity', 'stop_grad', 'num_updates'),
-    *('train_update_batch_size', 'train_update_lr'),
+    *('train_update_batch_size', 'train_update_lr', 'precision'),
 )
 
 
@@ -237,6 +237,12 @@ def check_same_run(config, before, folder):
             raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')
 
 
+def what_is_trained(config):
+    """Return the settings that say what is trained, and for how long."""
+    free = FREE - {'pretrain_iterations', 'metatrain_iterations'}
+    return {name: value for name, value in vars(config).items() if name not in free}
+
+
 def check_iterations(config, before, done, folder):
     """Refuse, by UserError, iterations after which the run in `folder`, `done` of them, would not be what is asked."""
     pretrain = [settings.get('pretrain_iterations', 0) for settings in (before, vars(config))]
@@ -262,10 +268,7 @@ def history(config, path, state):
     settings say otherwise (None where there is no config.json).
     """
     folder = os.path.dirname(path) or '.'
-    try:
-        trained = read_config(folder)
-    except UserError:
-        trained = {}
+    trained = read_config(folder) if os.path.exists(os.path.join(folder, 'config.json')) else {}
     done, seconds = checkpoint.done(folder)
     rl = SOURCES[config.datasource].rl
     of_training = TRAINING | (TRAINING_RL if rl else set())

@@ -48,6 +48,8 @@ def in_one_line():
         message, code = 'stopped', 130
     except UserError as error:
         message, code = error, 2
+    except MemoryError as error:
+        message, code = f'there is not enough memory ({error}): choose fewer tasks, examples or rollouts', 2
     except ImportError as error:
         message, code = f'{error}: use .venv/bin/python (README.md), or python -m pip install -r requirements.txt', 2
     except OSError as error:

@@ -25,7 +25,7 @@ from experiments import MULTITASK, print_settings, source_of
 from images import is_split, settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
-from run import Run, history, read_config
+from run import Run, history, read_config, what_is_trained
 from runtime import UserError, has_bfloat16
 from utils import accuracy, mse, xent
 
@@ -194,10 +194,11 @@ def train(config, origins, threads, model, data, folder, source, strategy):
     with Run(config, origins, folder, model, total, distribute.is_chief(strategy)) as run:
         if run.chief:
             print_settings(config, origins, threads)
-        run.iteration = distribute.share_state(strategy, checkpoint.variables(model).values(), run.iteration)
+        state = checkpoint.variables(model).values(), run.iteration
+        run.iteration = distribute.share_state(strategy, *state, what_is_trained(config))
         looked = {'test_query': config.test_query}  # more query images are harder: their scores do not compare
         best = checkpoint.best_so_far(folder, 'score', **looked) if run.chief else None
-        train_block = distribute.block_trainer(strategy, model)
+        train_block, stops = distribute.block_trainer(strategy, model), distribute.stops(strategy)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)
             for step, row in enumerate(metrics, start=run.iteration):
@@ -225,6 +226,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                     best, path = score, os.path.join(folder, checkpoint.BEST)
                     checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score), **looked)
             run.advance(last)  # after the look, so that a run that breaks off in it looks again
+            run.stop_requested = stops(run.stop_requested)
             if not run.goes_on():
                 break
 

@@ -125,9 +125,10 @@ def train(config, origins, model, folder, threads):
             for name, value in metrics.items():
                 tf.summary.scalar(name, value, iteration)
             outer = 'KL {kl_after:.4f}' if metrics['accepted'] else 'outer step rejected'
-            line = 'Iteration {}: average return {return_before:.2f} before, {return_after:.2f} after the inner updates; '
-            line += outer + '; {env_steps_per_second:.0f} steps/s, {seconds:.1f} s'
-            tqdm.write(line.format(iteration, **metrics))
+            tqdm.write(
+                'Iteration {}: average return {return_before:.2f} before, {return_after:.2f} after the inner updates; '
+                f'{outer}; {{env_steps_per_second:.0f}} steps/s, {{seconds:.1f}} s'.format(iteration, **metrics)
+            )
             run.advance(iteration + 1)
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ NAME = 'cls_5.mbs_4.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--meta_batch_size=4', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']
 
 
-def start_workers(*flags):
-    """Two workers of one training, as two terminals would start them."""
+def start_workers(*flags, of_second=()):
+    """Two workers of one training, as two terminals would start them; of_second: more flags of the second."""
     ports = []
     for _ in range(2):
         with socket.socket() as s:
@@ -24,7 +26,7 @@ def start_workers(*flags):
     cluster = {'worker': [f'127.0.0.1:{port}' for port in ports]}
     return [
         subprocess.Popen(
-            command(*flags, '--distribute=multiworker'),
+            command(*flags, *(of_second if index else ()), '--distribute=multiworker'),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -69,6 +71,39 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_p
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     assert '20 iterations are done' in outputs[0] and 'over 5 tasks' in outputs[0] and 'over 5 tasks' not in outputs[1]
     assert_close(one / 'model40.npz', tmp_path / 'two' / NAME / 'model40.npz')
+
+
+def test_workers_with_different_flags_are_refused(tmp_path):
+    workers = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=20', *SHORT, of_second=['--meta_lr=0.1'])
+    for worker in workers:
+        output = worker.communicate(timeout=120)[0]
+        assert worker.returncode == 2 and 'the workers were started with different flags' in output.splitlines()[-1]
+    assert not list(tmp_path.glob('*/model*.npz'))
+
+
+def test_all_workers_stop_with_the_one_that_is_asked_to(tmp_path):
+    chief, worker = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=1000000', *SHORT)
+    wait_for_line(chief, 'Iteration 1000:')
+    worker.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in (chief, worker)]
+    assert [process.returncode for process in (chief, worker)] == [130, 130], outputs
+    assert all('stopped: the same command goes on from here' in output for output in outputs)
+    assert len(list(tmp_path.glob('*/model*.npz'))) == 1
+
+
+def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path):
+    chief, worker = start_workers(f'--logdir={tmp_path}', *SHORT)
+    worker.kill()
+    worker.wait()
+    assert 'waiting for all of 2 workers: 127.0.0.1:' in wait_for_line(chief, 'waiting')
+    time.sleep(1)
+    chief.send_signal(signal.SIGINT)
+    chief.communicate(timeout=20)
+    assert chief.returncode == -signal.SIGINT
+
+
+def wait_for_line(process, words):
+    return next(line for line in process.stdout if words in line)
 
 
 def test_two_devices_train_as_one(one, tmp_path):
@@ -116,10 +151,18 @@ def test_tasks_that_cannot_be_divided_are_refused():
     assert '--meta_batch_size=25 cannot be divided over 2 replicas' in error.splitlines()[-1]
 
 
-@pytest.mark.parametrize('cluster', ['{"worker": "127.0.0.1:1"}', '["127.0.0.1:1"]'])
-def test_a_tf_config_that_is_none_is_named(cluster):
-    env = {**os.environ, 'TF_CONFIG': f'{{"cluster": {cluster}, "task": {{"type": "worker", "index": 0}}}}'}
+@pytest.mark.parametrize(
+    'cluster, task', [('{"worker": "127.0.0.1:1"}', 'worker'), ('["127.0.0.1:1"]', 'worker'), ('{}', 'evaluator')]
+)
+def test_a_tf_config_that_is_none_is_named(cluster, task):
+    env = {**os.environ, 'TF_CONFIG': f'{{"cluster": {cluster}, "task": {{"type": "{task}", "index": 0}}}}'}
     assert 'TF_CONFIG cannot be used' in run('--distribute=multiworker', code=2, env=env)
+
+
+@pytest.mark.parametrize('value', ['{}', '[]', 'worker 0'])
+def test_a_tf_config_without_a_cluster_is_named(value):
+    refused = run('--distribute=multiworker', code=2, env={**os.environ, 'TF_CONFIG': value})
+    assert 'TF_CONFIG cannot be used' in refused
 
 
 def test_multiworker_needs_tf_config():

@@ -216,6 +216,18 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('metatrain_iterations=0', 'metatrain_iterations=0 pretrain_iterations=1'),
         ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
         ('learn_update_lr=True metatrain_iterations=0 pretrain_iterations=1', 'learn_update_lr=True'),
+        (
+            'learn_update_lr=True train=False train_update_lr=0.01 update_lr=5',
+            'learn_update_lr=True train=False train_update_lr=0.02 update_lr=0.02',
+        ),
+        (
+            'learn_update_lr=True train=False init_from=a.npz update_lr=5',
+            'learn_update_lr=True train=False init_from=a.npz',
+        ),
+        ('distribute=mirrored train=False', 'distribute=mirrored'),
+        ('threads=1000000', 'threads=2'),
+        ('init_from=', 'init_from=a.npz'),
+        ('logdir=', 'logdir=a'),
         ('train_update_batch_size=5', 'train_update_batch_size=5 train=False'),
         ('train_update_batch_size=5', 'train_update_batch_size=5 update_batch_size=5'),
         ('train_update_lr=0.1', 'train_update_lr=0.1 train=False'),

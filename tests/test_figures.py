@@ -280,6 +280,17 @@ def test_training_curves_of_each_source(tmp_path, trained, capsys):
     assert axes[0].get_title() == 'point/maml/seed1' and axes[1].get_xlabel() == 'iterations'
 
 
+def test_a_training_curve_of_a_killed_run_in_a_folder_of_any_name(tmp_path):
+    """The last line of progress.csv is cut, and the name is no formula."""
+    folder = tmp_path / 'm$x_$' / 'run$x_$'
+    folder.mkdir(parents=True)
+    text = (ROOT / 'results/point/maml/seed1/progress.csv').read_text()
+    (folder / 'progress.csv').write_text(text + '100,-3')
+    assert len(curves.of_run(folder)[1]['training, after']) == 100
+    figures.main(['curve', str(folder), f'--out={tmp_path}/a.png'])
+    assert (tmp_path / 'a.png').exists()
+
+
 # ---- The picture of a test -------------------------------------------------------------------------------------
 
 
@@ -297,7 +308,11 @@ def test_a_test_ends_with_its_picture_unless_log_is_false(trained, tmp_path, cap
 def test_a_picture_that_cannot_be_drawn_costs_one_line(trained, tmp_path, capsys):
     flags = [f'--logdir={trained.parent}', '--train=False', '--num_test_tasks=5', '--test_num_updates=1']
     (tmp_path / 'matplotlib.py').write_text('raise ImportError("there is no matplotlib")')
+    environment = {'PYTHONPATH': '', 'PATH': '', 'MPLBACKEND': 'module://matplotlib_inline.backend_inline'}
+    done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment)  # as a notebook starts it
+    assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith('drawn in '), done.stderr
     environment = {'PYTHONPATH': str(tmp_path), 'PATH': ''}
+    (trained / 'test_ubs10_stepsize0.01_tasks5_steps1.png').unlink()
     done = subprocess.run(command(*flags), capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.splitlines()[-1] == 'no picture of it: there is no matplotlib'

@@ -38,6 +38,15 @@ def test_an_image_that_changes_in_its_time_or_its_size_alone_is_read_again(tmp_p
         np.testing.assert_array_equal(np.unique(load(folder)), 255 * ink)
 
 
+def test_a_file_of_the_users_that_is_called_like_a_cache_stays(tmp_path):
+    folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
+    (folder / 'cache-embeddings.npy').write_text('precious')
+    (folder / 'cache-0123456789abcdef.npy').write_text('of an earlier state')
+    load(folder)
+    kept = sorted(path.name for path in folder.glob('cache-*'))
+    assert len(kept) == 2 and 'cache-embeddings.npy' in kept and 'cache-0123456789abcdef.npy' not in kept
+
+
 def saved(array):
     file = io.BytesIO()
     np.save(file, array)

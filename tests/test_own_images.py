@@ -186,6 +186,17 @@ def test_adapting_is_the_models_inner_steps(trained, tmp_path, capsys, classes, 
         assert list(csv.reader(file))[1:] == rows[: len(list(files[0].parent.iterdir()))]
 
 
+def test_training_classes_among_the_test_classes_are_named(tmp_path, capsys):
+    for split, classes, seed in (('train', names(4), 1), ('test', ['class03', 'class09'], 2)):
+        folders(tmp_path / split, classes, ending='bmp' if split == 'train' else 'png', seed=seed)
+    settled(f'--data_dir={tmp_path}')
+    assert not capsys.readouterr().err
+    shutil.copytree(tmp_path / 'train' / 'class01', tmp_path / 'test' / 'class01')
+    settled(f'--data_dir={tmp_path}')
+    error = capsys.readouterr().err
+    assert f'1 of the validation and test classes are training classes too, {tmp_path}/test/class01' in error
+
+
 def test_the_settings_are_those_of_the_weights(trained, tmp_path):
     """Of a run of the paper: as many steps as it reads; flags win; without config.json flags say all."""
     weights = f'{main.__file__.removesuffix("main.py")}results/omniglot_5way_1shot/maml/seed1/weights.npz'
@@ -294,18 +305,22 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--adapt=a --init_from={run}/model2.npz', ['--predict', '--save_adapted']),
         ('--adapt=a --save_adapted=a --init_from={run}/model2.npz', ['.npz']),
         ('--adapt={three} --save_adapted={run}/model2.npz --init_from={run}/model2.npz', ['over the weights']),
+        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={copy}/model2.npz', ['over the weights']),
         ('--adapt=/nowhere --predict=b --init_from={run}/model2.npz', ['/nowhere']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz', ['5 folders', '--num_classes=5']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz --num_classes=6', ['outputs for 4 classes']),
         ('--adapt={one} --predict={five} --init_from={run}/model2.npz', ['at least 2']),
         ('--adapt={three} --predict={empty} --init_from={run}/model2.npz', ['no images in', '--predict']),
         ('--adapt={three} --predict={five} --init_from={run}/none.npz', ['none.npz']),
+        ('--adapt={three} --predict={five} --init_from={run}/model2.npz --meta_lr=1', ['--meta_lr has no effect']),
+        ('--adapt={three} --predict={five} --init_from={run}/model2.npz --num_updates=7', ['--test_num_updates']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --update_lr=1e39', ['not finite']),
     ],
 )
 def test_bad_input_is_said_in_one_line(trained, tmp_path, flags, words):
     places = {'run': trained[1], 'empty': tmp_path / 'empty'}
     places['empty'].mkdir()
+    places['copy'] = shutil.copytree(places['run'], tmp_path / 'copy')
     for name, number in (('one', 1), ('three', 3), ('five', 5)):
         places[name] = folders(tmp_path / name, names(number), images=1)
     with pytest.raises(UserError) as error:

@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import runpy
+import shutil
 import types
 
 import numpy as np
@@ -79,6 +80,19 @@ def test_folders_of_splits_are_taken_as_they_are(folder):
             (folder / f'{number}.csv').rename(folder / split / f'{number}.csv')
     files = regression.find_tables(folder, 1)[0]
     assert [len(files[split]) for split in ('train', 'val', 'test')] == [4, 0, 2]
+
+
+def test_training_tables_among_the_test_tables_are_named(folder, tmp_path, capsys):
+    for name in ('train', 'test'):
+        (tmp_path / name).mkdir()
+    for path in regression.csv_files(folder)[:6]:
+        shutil.copy(path, tmp_path / 'train')
+    shutil.copy(regression.csv_files(folder)[6], tmp_path / 'test')
+    regression.find_tables(tmp_path, seed=1)
+    assert not capsys.readouterr().err
+    shutil.copy(regression.csv_files(folder)[2], tmp_path / 'test' / 'another_name.csv')
+    regression.find_tables(tmp_path, seed=1)
+    assert f'1 of the validation and test tables are training tables too, {tmp_path}/test' in capsys.readouterr().err
 
 
 def test_columns_are_standardised_by_the_training_tables(folder):
@@ -284,7 +298,7 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
     expected = network.forward(x[5:], w).numpy()[:, 0] * deviation[1] + mean[1]
     np.testing.assert_allclose([float(row[2]) for row in found], expected, rtol=1e-4)
     for more, words in (
-        (f'--save_adapted={run / "model100.npz"}', 'over the weights of --init_from'),
+        (f'--save_adapted={run / "model100.npz"}', 'over the weights of a run'),
         ('--hidden=9', 'of another --hidden'),
         ('--y_columns=t', 'of another --y_columns'),
     ):
@@ -322,6 +336,8 @@ def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, cap
         ('a,b\n' + '1,2\n' * 8, 'has 8 rows, but a task needs 9'),
         ('a,b\n1,2\n\n1\n', 'line 4: 1 values for 2 columns'),
         ('a,b\n1,two\n', "line 2: 'two' in column b is no number"),
+        ('a,b\n1_5,2\n', "line 2: '1_5' in column a is no number"),
+        ('a,b\n' + '1,2e200\n3,4\n' * 8, 'and others is too large to be standardised'),
         ('a,b\n1,nan\n', "line 2: 'nan' in column b is no number"),
         ('a;b\n1;2\n', 'x would be nothing and y a;b'),
         (b'\xff\xfea\x00', 'is no CSV file in UTF-8'),

@@ -69,6 +69,15 @@ def test_weights_that_were_trained_otherwise_are_named_as_such(trained, tmp_path
     assert 'were trained with other flags' not in capsys.readouterr().out
     run_here(f'--logdir={tmp_path}', *test, '--update_batch_size=5', '--stop_grad')
     assert 'of this test: --stop_grad=False --train_update_batch_size=10\n' in capsys.readouterr().out
+    config = trained / SINE / 'config.json'
+    kept = config.read_text()
+    config.write_text(kept.replace('"precision": "float32"', '"precision": "mixed"'))
+    run_here(f'--logdir={tmp_path}', *test)
+    assert 'of this test: --precision=mixed\n' in capsys.readouterr().out
+    config.write_text('{')
+    with pytest.raises(UserError, match=r'config\.json, the settings of the run, cannot be read'):
+        run_here(f'--logdir={tmp_path}', *test)
+    config.write_text(kept)
 
 
 def test_tests_that_differ_have_files_of_their_own(trained, capsys):
