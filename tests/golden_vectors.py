@@ -1,18 +1,49 @@
-"""Reads the conformance vectors in golden/supervised (docs/conformance.md says what they are)."""
+"""Reads the conformance vectors in golden/, and compares what a port computed with them (docs/conformance.md).
+
+    python tests/golden_vectors.py sinusoid_1step MINE.npz
+
+MINE.npz holds the port's numbers under the names of the vector's. Each error is printed beside its tolerance; the exit
+code is 1 where one is larger, 2 where they cannot be compared. Needs NumPy alone, but for `Case.model`.
+"""
 
 import functools
 import hashlib
 import json
 import pathlib
+import re
+import sys
 
 import numpy as np
 
-from maml import MAML
-from networks import Convolutional, FullyConnected
-from utils import accuracy, mse, xent
-
 FOLDER = pathlib.Path(__file__).parent / 'golden' / 'supervised'
+RL_FOLDER = FOLDER.parent / 'rl'
 CASES = sorted(path.stem for path in FOLDER.glob('*.npz'))
+# Relative 2-norms; of gradients and weights over all tensors together, of weights that of the displacement.
+TOLERANCES = {
+    **{'total_loss1': 1e-5, 'total_losses2': 1e-5, 'total_accuracy1': 1e-6, 'total_accuracies2': 1e-6},
+    **{'outputa': 5e-5, 'outputb': 5e-5, 'g': 1e-4, 'gc': 1e-4, 'gp': 1e-4},
+    **{'w1': 5e-3, 'wp1': 5e-3, 'w3': 3e-2, 'wp3': 3e-2},
+}
+RL_TOLERANCES = json.loads((RL_FOLDER / 'tolerances.json').read_text())
+RL_QUANTITIES = {  # keys of golden/rl, and which tolerance is theirs, by its name or as it is
+    r'task\d/step\d/(returns|baseline_\w+|advantages\w*)': 1e-7,
+    r'task\d/step\d/agent_(mean|log_std)': 'post-update mean/log_std (abs)',
+    r'task\d/inner_loss': 'inner loss (abs)',
+    r'task\d/inner_grad': 'inner gradient',
+    r'task\d/adapted_flat': 'adapted - theta',
+    r'outer/loss_before(_all_rows)?': 'surrogate loss before (abs)',
+    r'outer/kl_before(_all_rows)?': 'mean KL before (abs)',
+    r'outer/grad(_all_rows)?': 'gradient of loss',
+    r'hvp/Hv(1|2|_grad)': 'FD-HVP',
+    r'cg/direction': 'CG direction',
+    r'ls/initial_step_size': 'initial step size beta',
+    r'ls/full_step': 'full step beta*d',
+    r'ls/loss': 'line-search loss, same ratios (abs)',
+    r'ls/kl': 'line-search KL, same ratios',
+    r'ls/final_params': 'accepted parameters - theta',
+    r'cg/x3_f32_10': 1e-5,
+    r'(lfb|discount|standardise|normenv|point|cg|gauss)/\w.*': 1e-7,  # of rl_small
+}
 IMAGES = {'omniglot': dict(img_size=28, channels=1), 'miniimagenet': dict(img_size=84, channels=3, flatten=True)}
 
 
@@ -34,10 +65,12 @@ class Case:
     def make_weights(self):
         recipe = json.loads(str(self['w_recipe']))
         rng = np.random.RandomState(recipe['seed'])
-        return {
+        weights = {
             name: np.float32(recipe['offset'][name] + recipe['scale'][name] * rng.randn(*recipe['shape'][name]))
             for name in recipe['order']
         }
+        assert sha256(*weights.values()) == recipe['sha256']
+        return weights
 
     def make_tasks(self):
         if 'inputa' in self.arrays:
@@ -59,11 +92,15 @@ class Case:
             )
 
         inputa, inputb = pick(self['labela'], 0), pick(self['labelb'], support)
-        assert hashlib.sha256(inputa.tobytes()).hexdigest() == recipe['sha256_inputa']
+        assert (sha256(inputa), sha256(inputb)) == (recipe['sha256_inputa'], recipe['sha256_inputb'])
         return inputa, self['labela'], inputb, self['labelb']
 
     def model(self, **changes):
         """A MAML model with this case's settings and start weights; `changes` go to MAML's arguments."""
+        from maml import MAML
+        from networks import Convolutional, FullyConnected
+        from utils import accuracy, mse, xent
+
         flags, image = self.flags, self.flags['datasource'] != 'sinusoid'
         if image and flags['conv']:
             network = Convolutional(
@@ -102,19 +139,93 @@ class Case:
 
         With `start` both are taken as displacements from those weights.
         """
-        ours, theirs = [], []
+        squares = np.zeros(2)  # of what is off, and of what is stored
         for name in self.compared:
-            mine = np.float64(values[name]).ravel() - (np.float64(start[name]).ravel() if start else 0)
+            mine, begin = np.float64(values[name]), np.float64(start[name] if start else 0)
+            if mine.shape != self.weights[name].shape:
+                raise ValueError(f'{key}/{name} has the shape {mine.shape}, not {self.weights[name].shape}')
             if f'{key}/{name}' in self.arrays:
-                stored = np.float64(self[f'{key}/{name}']).ravel()
-            else:  # large tensors keep their first 256 entries
-                stored = np.float64(self[f'{key}/{name}/head'])
-            ours.append(mine[: stored.size])
-            theirs.append(stored - (np.float64(start[name]).ravel()[: stored.size] if start else 0))
-        ours, theirs = np.concatenate(ours), np.concatenate(theirs)
-        return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+                stored = np.float64(self[f'{key}/{name}']) - begin
+                off = mine - begin - stored
+            else:  # the first 256 entries, and the norm of all (of updated weights, of the displacement)
+                stored = self[f'{key}/{name}/head'] - np.broadcast_to(begin, mine.shape).ravel()[:256]
+                norm = np.linalg.norm(mine - begin) - self[f'{key}/{name}/norm']
+                off = np.append((mine - begin).ravel()[:256] - stored, norm)
+            squares += np.square(off).sum(), np.square(stored).sum()
+        return np.sqrt(squares[0] / squares[1])
+
+
+def sha256(*arrays):
+    return hashlib.sha256(b''.join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def train_step(model, tasks, pretrain=False):
     """One outer step on a batch of tasks; returns the metrics before it."""
     return model.train_block([part[None] for part in tasks], 0, 1, pretrain)[0]
+
+
+def compare(name, mine):
+    """Return (quantity, its error, its tolerance) for all of a port's numbers, arrays by key.
+
+    Raises ValueError for a key that the vector has not, a tensor that is missing, and another shape.
+    """
+    if name not in CASES:
+        return list(compare_rl(name, mine))
+    case, left, rows = Case(name), dict(mine), []
+    for key, tolerance in TOLERANCES.items():
+        if key in left:
+            rows.append((key, distance(left.pop(key), case[key], key), tolerance))
+        elif any(k.startswith(f'{key}/') for k in left):
+            values = {n: left.pop(f'{key}/{n}', None) for n in case.weights}
+            if missing := [n for n in case.compared if values[n] is None]:
+                raise ValueError(f'{key}/{missing[0]} is missing: all but {", ".join(sorted(case.inert))} are compared')
+            rows.append((key, case.error(values, key, case.weights if key.startswith('w') else None), tolerance))
+    if left:
+        raise ValueError(f'{next(iter(left))} is none of the quantities {", ".join(TOLERANCES)}, or tensors of theirs')
+    return rows
+
+
+def compare_rl(name, mine):
+    """The same for a file of golden/rl; its keys are compared one by one."""
+    golden = np.load(RL_FOLDER / f'{name}.npz')
+    for key, value in mine.items():
+        tolerance = next((t for pattern, t in RL_QUANTITIES.items() if re.fullmatch(pattern, key)), None)
+        if key not in golden or tolerance is None:
+            raise ValueError(f'{key} is nothing that is compared in {name}')
+        start = golden['theta'] if str(tolerance).endswith('- theta') else None
+        error = distance(value, golden[key], key, start, absolute=str(tolerance).endswith('(abs)'))
+        yield key, error, RL_TOLERANCES.get(tolerance, tolerance)
+
+
+def distance(mine, stored, key, start=None, absolute=False):
+    """Relative 2-norm, or the largest absolute difference; with `start` of displacements from there."""
+    if np.shape(mine) != np.shape(stored):
+        raise ValueError(f'{key} has the shape {np.shape(mine)}, not {np.shape(stored)}')
+    off = np.float64(mine) - stored
+    if absolute:
+        return np.abs(off).max()
+    return np.linalg.norm(off) / (np.linalg.norm(np.float64(stored) - (0 if start is None else start)) or 1)
+
+
+def command_line(name, path):
+    """Print the table; return the exit code."""
+    names = [*CASES, *sorted(file.stem for file in RL_FOLDER.glob('*.npz') if file.stem != 'mujoco_trajectories')]
+    try:
+        if name not in names:
+            raise ValueError(f'{name} is no vector: give one of {", ".join(names)}')
+        with np.load(path) as file:
+            rows = compare(name, dict(file))
+        if not rows:
+            raise ValueError(f'{path} holds nothing')
+    except (OSError, ValueError, TypeError) as error:
+        print(f'golden_vectors.py: {error}', file=sys.stderr)
+        return 2
+    for key, error, tolerance in rows:
+        print(f'{key:28s} {error:8.1e}   tolerance {tolerance:.0e}   {"ok" if error <= tolerance else "FAILS"}')
+    return int(not all(error <= tolerance for _, error, tolerance in rows))
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    sys.exit(command_line(*sys.argv[1:]))

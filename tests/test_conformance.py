@@ -1,9 +1,12 @@
 """The port against numbers that the original code computed (docs/conformance.md)."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_vectors import CASES, Case, train_step
+from golden_vectors import CASES, FOLDER, RL_FOLDER, Case, command_line, train_step
 
 import utils
 
@@ -172,3 +175,85 @@ def test_fused_and_written_out_batch_norm_agree_to_the_second_derivative(size):
     )
     assert relative(fused, written) < 1e-4
     assert relative(second(moments_batch_norm), written) > 1e-2
+
+
+# ---- The command for authors of other ports ----------------------------------------------------------------------
+
+
+def stored(folder, name, *prefixes):
+    with np.load(folder / f'{name}.npz') as file:
+        return {key: file[key] for key in file.files if key.startswith(prefixes)}
+
+
+def test_a_port_is_compared_without_tensorflow(tmp_path):
+    """This one's meta-gradient, and its weights after a step, as another's."""
+    case = Case('sinusoid_1step')
+    model = case.model()
+    mine = {f'g/{name}': g for name, g in tf.function(model.meta_gradient)(case.tasks)[0].items()}
+    train_step(model, case.tasks)
+    np.savez(tmp_path / 'mine.npz', **mine, **{f'w1/{name}': weight for name, weight in model.weights.items()})
+    program = f'import sys; sys.modules["tensorflow"] = None; sys.path.insert(0, {str(FOLDER.parents[1])!r}); '
+    program += f'from golden_vectors import *; sys.exit(command_line("sinusoid_1step", {str(tmp_path / "mine.npz")!r}))'
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert [line.split()[0] + line.split()[-1] for line in done.stdout.splitlines()] == ['gok', 'w1ok']
+
+
+@pytest.mark.parametrize(
+    'key, change',
+    [
+        ('total_loss1', lambda x: x * np.float32(1.0001)),
+        ('outputb', lambda x: x + 0.001),
+        ('g/w1', lambda x: x * 1.001),
+        ('g/b3', lambda x: x * np.nan),
+        ('w3/w2', lambda x: x + 0.001),
+    ],
+)
+def test_what_is_off_fails(tmp_path, capsys, key, change):
+    mine = stored(FOLDER, 'sinusoid_1step', 'total', 'output', 'g/', 'w3/')
+    np.savez(tmp_path / 'mine.npz', **mine)
+    assert command_line('sinusoid_1step', tmp_path / 'mine.npz') == 0 and 'FAILS' not in capsys.readouterr().out
+    np.savez(tmp_path / 'mine.npz', **mine | {key: change(mine[key])})
+    assert command_line('sinusoid_1step', tmp_path / 'mine.npz') == 1
+    (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith('FAILS')]
+    assert failed.split()[0] == key.split('/')[0]
+
+
+@pytest.mark.parametrize('key', ['task1/step0/advantages', 'outer/grad', 'hvp/Hv1', 'cg/direction', 'ls/final_params'])
+def test_what_is_off_in_reinforcement_learning_fails(tmp_path, capsys, key):
+    mine = stored(RL_FOLDER, 'trpo_point', 'task0/inner', 'outer/loss_before', key)
+    for factor, code in ((1, 0), (1.05, 1), (np.nan, 1)):
+        np.savez(tmp_path / 'mine.npz', **mine | {key: factor * mine[key]})
+        assert command_line('trpo_point', tmp_path / 'mine.npz') == code
+        assert capsys.readouterr().out.count('FAILS') == code
+
+
+@pytest.mark.parametrize(
+    'name, changes, words',
+    [
+        ('sinusoid', {}, 'sinusoid is no vector: give one of'),
+        ('sinusoid_1step', {}, 'holds nothing'),
+        ('sinusoid_1step', {'g/w1': np.zeros([1, 40])}, 'g/b1 is missing'),
+        ('sinusoid_1step', {'gradient/w1': np.zeros([1, 40])}, 'gradient/w1 is none of the quantities'),
+        ('sinusoid_1step', {'outputa': np.zeros([2, 10])}, 'outputa has the shape (2, 10), not'),
+        ('trpo_point', {'outer/gradient': np.zeros(3)}, 'outer/gradient is nothing that is compared'),
+        ('trpo_point', {'outer/grad': np.zeros(3)}, 'outer/grad has the shape (3,), not (10604,)'),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(tmp_path, capsys, name, changes, words):
+    np.savez(tmp_path / 'mine.npz', **changes)
+    assert command_line(name, tmp_path / 'mine.npz') == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+
+
+def test_a_tensor_of_another_shape_is_not_compared():
+    """Also where the vector keeps but its first entries; the norm tells of the others."""
+    case = Case('omniglot_mlp')
+    values = {name: gradient.numpy() for name, gradient in case.model().meta_gradient(case.tasks)[0].items()}
+    assert case.error(values, 'g') < 1e-4
+    with pytest.raises(ValueError, match='g/w1 has the shape'):
+        case.error(values | {'w1': values['w1'].T}, 'g')
+    spoilt = values['w1'].copy()
+    spoilt[300:] = 0
+    assert case.error(values | {'w1': spoilt}, 'g') > 1e-2
