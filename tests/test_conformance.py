@@ -77,7 +77,7 @@ def test_gradients(case, model, outer):
 
 @pytest.mark.parametrize('pretrain, key', [(False, 'w'), (True, 'wp')])
 def test_weights_after_adam(case, model, pretrain, key):
-    """One and three steps on the same batch; for MiniImagenet the clip acts in between, in meta-training alone."""
+    """One and three steps on the same batch; for MiniImagenet the clip acts in between."""
     case.reset(model)
     for more, steps, tolerance in ((1, 1, 5e-3), (2, 3, 3e-2)):
         for _ in range(more):
