@@ -99,6 +99,8 @@ def test_tests_that_differ_do_not_share_a_file():
     assert experiments.test_name(configs[0], trained_seed=2) == experiments.test_name(configs[0]) + '_seed1'
     sinusoids = [resolve(train=False, test_query=query) for query in (10, 50)]
     assert experiments.test_name(sinusoids[1]) == experiments.test_name(sinusoids[0]) + '_query50'
+    learned, _ = main.read_flags(['--learn_update_lr', '--train=False'])
+    assert experiments.test_name(learned) == 'test_ubs10_stepsizelearned'
     assert len({experiments.run_name(config) for config in configs}) == 1
 
 

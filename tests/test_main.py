@@ -215,6 +215,12 @@ def test_what_is_wrong_is_said_in_one_line(flags, words):
     assert '\n' not in str(error.value) and all(word in str(error.value) for word in words)
 
 
+def test_too_much_for_the_memory_is_said_in_one_line(tmp_path):
+    """A batch of tasks that no address space holds."""
+    error = run('--meta_batch_size=100000000000000', '--metatrain_iterations=1', f'--logdir={tmp_path}', code=2)
+    assert 'there is not enough memory' in error and len(error.splitlines()) == 1
+
+
 def test_oracle_and_pretraining_use_their_own_optimiser(tmp_path):
     """The README's baseline commands, shorter."""
     common = [f'--logdir={tmp_path}', '--norm=None', '--update_batch_size=10', '--log=False', *SHORT]

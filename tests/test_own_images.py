@@ -210,6 +210,9 @@ def test_the_settings_are_those_of_the_weights(trained, tmp_path):
     assert (config.update_lr, config.test_num_updates) == (0.2, 5)
     config, _ = main.read_flags(['--adapt=a', '--predict=b', f'--init_from={trained[1]}/model2.npz'])
     assert (config.img_size, config.channels, config.num_classes, config.num_filters) == (10, 3, 4, 4)
+    text = (trained[1] / 'config.json').read_text()
+    (tmp_path / 'config.json').write_text(text.replace('"precision": "float32"', '"precision": "mixed"'))
+    assert main.read_flags(['--adapt=a', '--predict=b', f'--init_from={tmp_path}/a.npz'])[0].precision == 'mixed'
     config, _ = main.read_flags(['--adapt=a', '--predict=b', '--init_from=/nowhere/a.npz', '--datasource=miniimagenet'])
     assert (config.num_filters, config.test_num_updates, config.update_lr) == (32, 10, 0.01)
     config, _ = main.read_flags(['--adapt=a', '--predict=b', '--init_from=/nowhere/a.npz', '--datasource=omniglot'])
