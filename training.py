@@ -226,8 +226,8 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                     best, path = score, os.path.join(folder, checkpoint.BEST)
                     checkpoint.write(path, model, iteration=last, seed=config.seed, score=float(score), **looked)
             run.advance(last)  # after the look, so that a run that breaks off in it looks again
-            run.stop_requested = stops(run.stop_requested)
-            if not run.goes_on():
+            if stops(run.stop_requested):
+                run.stop_requested = True
                 break
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,27 +17,36 @@ NAME = 'cls_5.mbs_4.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--meta_batch_size=4', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']
 
 
-def start_workers(*flags, of_second=()):
-    """Two workers of one training, as two terminals would start them; of_second: more flags of the second."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as s:
-            s.bind(('127.0.0.1', 0))
-            ports.append(s.getsockname()[1])
-    cluster = {'worker': [f'127.0.0.1:{port}' for port in ports]}
-    return [
-        subprocess.Popen(
-            command(*flags, *(of_second if index else ()), '--distribute=multiworker'),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={
-                **os.environ,
-                'TF_CONFIG': json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}}),
-            },
-        )
-        for index in range(2)
-    ]
+@pytest.fixture
+def start_workers():
+    """A function that starts two workers of a training, as two terminals would; of_second: more flags of the second."""
+    started = []
+
+    def start(*flags, of_second=()):
+        ports = []
+        for _ in range(2):
+            with socket.socket() as s:
+                s.bind(('127.0.0.1', 0))
+                ports.append(s.getsockname()[1])
+        cluster = {'worker': [f'127.0.0.1:{port}' for port in ports]}
+        for index in range(2):
+            started.append(
+                subprocess.Popen(
+                    command(*flags, *(of_second if index else ()), '--distribute=multiworker'),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    env={
+                        **os.environ,
+                        'TF_CONFIG': json.dumps({'cluster': cluster, 'task': {'type': 'worker', 'index': index}}),
+                    },
+                )
+            )
+        return started[-2:]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +62,7 @@ def assert_close(one, other):
             np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_path):
+def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_path, start_workers):
     """The same tasks and the same weights, to rounding. A killed worker ends the other with one clear line, and both
     go on from the checkpoint that only the chief wrote."""
     flags = [f'--logdir={tmp_path}/two', '--save_interval=20', *SHORT]
@@ -73,7 +83,7 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_p
     assert_close(one / 'model40.npz', tmp_path / 'two' / NAME / 'model40.npz')
 
 
-def test_workers_with_different_flags_are_refused(tmp_path):
+def test_workers_with_different_flags_are_refused(tmp_path, start_workers):
     workers = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=20', *SHORT, of_second=['--meta_lr=0.1'])
     for worker in workers:
         output = worker.communicate(timeout=120)[0]
@@ -81,17 +91,18 @@ def test_workers_with_different_flags_are_refused(tmp_path):
     assert not list(tmp_path.glob('*/model*.npz'))
 
 
-def test_all_workers_stop_with_the_one_that_is_asked_to(tmp_path):
+def test_all_workers_stop_with_the_one_that_is_asked_to(tmp_path, start_workers):
     chief, worker = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=1000000', *SHORT)
     wait_for_line(chief, 'Iteration 1000:')
     worker.send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120)[0] for process in (chief, worker)]
     assert [process.returncode for process in (chief, worker)] == [130, 130], outputs
     assert all('stopped: the same command goes on from here' in output for output in outputs)
-    assert len(list(tmp_path.glob('*/model*.npz'))) == 1
+    done = int(re.search(r'(\d+) of 1000000 iterations done', outputs[1])[1])
+    assert done > 1000 and (tmp_path / NAME / f'model{done}.npz').exists()
 
 
-def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path):
+def test_a_worker_that_waits_for_the_others_can_be_stopped(tmp_path, start_workers):
     chief, worker = start_workers(f'--logdir={tmp_path}', *SHORT)
     worker.kill()
     worker.wait()
