@@ -1,7 +1,8 @@
-"""A meta-trained model on new classes: main.py --adapt=FOLDER --predict=FOLDER --init_from=WEIGHTS.
+"""A meta-trained model on new classes, or a new table: main.py --adapt=… --predict=… --init_from=WEIGHTS.
 
-The model's own inner steps adapt the weights to a few images of each new class; then images are classified. Where there
-are fewer classes than outputs, the spare outputs are left out of loss and answer.
+The model's own inner steps adapt the weights to a few images of each new class, or to a few rows; then images are
+classified, or y is predicted for other rows. Where there are fewer classes than outputs, the spare outputs are left out
+of loss and answer.
 
 Batch norm normalises by the batch at hand, so that an answer depends on what else is in the batch. Here that is the
 support set and the one image: no answer depends on the other images that are asked about, unlike in the paper's tests,
@@ -20,33 +21,48 @@ import checkpoint
 import report
 import training
 from experiments import source_of
-from images import OWN_ENDINGS, decode, entries, is_image, own_files, warn_of_unused
+from images import OWN_ENDINGS, decode, entries, is_image, own_files, pictures, warn_of_unused
+from maml import MAML
+from networks import FullyConnected
+from regression import numbers, read_csv, standardised, trained_settings
+from run import keep_to
 from runtime import UserError, replacing
-from utils import xent
+from utils import mse, xent
 
 
 def run(config):
-    """Adapt to the classes in config.adapt; classify the images in config.predict, and keep the weights, if asked."""
-    source = source_of(config)
-    read = functools.partial(
-        decode, img_size=source.img_size, channels=source.channels, invert=config.datasource == 'omniglot', own=True
-    )
-    classes = new_classes(config)
-    files = files_below(config.predict) if config.predict else []
-    support, labels = (
-        read(sum(classes.values(), [])),
-        np.repeat(np.arange(len(classes)), list(map(len, classes.values()))),
-    )
-    queries = read(files) if files else None
-    model = training.make_model(config, source, threads=1)
-    checkpoint.restore_weights(config.init_from, model)
-    theta = adapted(model, support, np.eye(len(classes), dtype=np.float32)[labels], config.test_num_updates)
-    images = ', '.join(f'{len(files)} of {name}' for name, files in classes.items())
-    print(f'adapted to {images}, {report.in_steps(config)}')
+    """Adapt the weights of config.init_from to config.adapt; predict for config.predict, and keep them, if asked."""
+    (adapt_to_table if config.datasource == 'table' else adapt_to_images)(config)
+
+
+def keep(config, theta, what):
+    """Say to what the weights were adapted, and how; write them, if asked."""
+    steps, size = config.test_num_updates, 'learned sizes' if config.learn_update_lr else f'size {config.update_lr:g}'
+    print(f'adapted to {what}, in {steps} step{"s" if steps > 1 else ""} of {size}')
     if config.save_adapted:
         earlier = report.in_place_of(config.save_adapted)
         checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}{earlier}')
+
+
+# ---- Images ----------------------------------------------------------------------------------------------------
+
+
+def adapt_to_images(config):
+    """Adapt to the classes in config.adapt; classify the images in config.predict."""
+    source = source_of(config)
+    read = functools.partial(
+        decode, img_size=source.img_size, channels=source.channels, invert=source.drawings, own=True
+    )
+    classes = new_classes(config)
+    files = files_below(config.predict) if config.predict else []
+    support = read(sum(classes.values(), []))
+    labels = np.repeat(np.arange(len(classes)), list(map(len, classes.values())))
+    queries = read(files) if files else None
+    model = training.make_model(config, source, threads=1)
+    checkpoint.restore_weights(config.init_from, model)
+    theta = adapted(model, support, np.eye(len(classes), dtype=np.float32)[labels], config.test_num_updates)
+    keep(config, theta, ', '.join(f'{len(files)} of {name}' for name, files in classes.items()))
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))
         os.makedirs(config.logdir, exist_ok=True)
@@ -55,12 +71,9 @@ def run(config):
         write(path + '.csv', list(classes), files, answers)
         print(f'{len(files)} images of {config.predict} classified, each together with the support set: {table}')
         if config.log:
-            shape = [-1, source.img_size, source.img_size, source.channels]
-            if config.datasource == 'images' and source.channels == 1:  # 0 is black, not paper
-                support, queries = support[..., None].repeat(3, 2), queries[..., None].repeat(3, 2)
-                shape[3] = 3
             first = np.unique(labels, return_index=True)[1]
-            draw(path + '.png', list(classes), support[first].reshape(shape), queries.reshape(shape), answers)
+            shown = pictures(support[first], source), pictures(queries, source)
+            report.draw(path + '.png', lambda figures: figures.of_predictions(list(classes), *shown, answers))
 
 
 def new_classes(config):
@@ -133,12 +146,40 @@ def write(path, names, files, answers):
             rows.writerow([name, names[answer.argmax()], *(f'{p:.6f}' for p in answer)])
 
 
-def draw(path, names, support, queries, answers):
-    """Draw an image of each class, and below what the first queries are taken for; where that fails a line says so."""
-    try:
-        import figures  # which needs matplotlib
+# ---- Tables ----------------------------------------------------------------------------------------------------
 
-        figures.write(figures.of_predictions(names, support, queries, answers), path)
-        print(f'drawn in {path}')
-    except (ImportError, UserError) as error:
-        print(f'no picture of it: {error}')
+
+def adapt_to_table(config):
+    """Adapt to the rows of the table config.adapt; predict y in config.predict."""
+    trained = trained_settings(config.init_from)
+    keep_to(config, trained, ['x_columns', 'y_columns', 'hidden', 'norm'])
+    x, y, standard = config.x_columns, config.y_columns, trained['standard']
+    support = standardised(numbers(config.adapt, x + y), standard)
+    new = standardised(numbers(config.predict, x), standard) if config.predict else None
+    network = FullyConnected(len(x), len(y), tuple(config.hidden), config.norm)
+    inner = {name: getattr(config, name) for name in ('update_lr', 'num_updates', 'learn_update_lr')}
+    model = MAML(network, mse, vectorize=True, **inner)
+    checkpoint.restore_weights(config.init_from, model)
+    theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
+    keep(config, theta, f'{len(support)} rows of {config.adapt}')
+    if config.predict:
+        mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
+        written = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
+        print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')
+
+
+def write_predictions(config, names, answers):
+    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; say where."""
+    if not np.isfinite(answers).all():
+        raise UserError('the predictions are not finite: try a smaller --update_lr')
+    header, rows = read_csv(config.predict)
+    os.makedirs(config.logdir, exist_ok=True)
+    path = os.path.join(config.logdir, 'predictions.csv')
+    if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
+        raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
+    earlier = report.in_place_of(path)
+    with replacing(path, newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, *(f'predicted {name}' for name in names)])
+        writer.writerows([*row, *(f'{value:.6g}' for value in answer)] for (_, row), answer in zip(rows, answers))
+    return path + earlier

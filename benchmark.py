@@ -119,7 +119,7 @@ def make_generator(config, source):
     images = np.random.default_rng(0).integers(0, 256, [64 * 30, source.dim_input], np.uint8)
     classes = np.arange(64 * 30).reshape(64, 30)
     sizes = config.num_classes, config.update_batch_size, config.train_query, config.meta_batch_size
-    return ImageGenerator(images, classes, *sizes, config.datasource == 'omniglot', config.seed), False
+    return ImageGenerator(images, classes, *sizes, source.drawings, config.seed), False
 
 
 def measure(name, stop_grad, options, began):
@@ -371,6 +371,7 @@ def main():
 def run(options):
     """Time what the options say; raises UserError for what the user can mend, before anything is timed."""
     earlier = read_times(options.compare) if options.compare else {}
+    options.data_dir = options.data_dir and os.path.expanduser(options.data_dir)
     if options.data_dir and not os.path.isdir(options.data_dir):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
     if options.peers and options.only in RL:

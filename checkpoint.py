@@ -52,17 +52,20 @@ def write(path, model, **numbers):
 def write_adapted(config, weights):
     """Write adapted `weights`, tensors by name, to config.save_adapted, from where `restore_weights` can take them.
 
-    Whole or not at all; UserError for weights that are not finite, or in the place of those that they come from.
+    Whole or not at all; UserError for weights that are not finite, or where a run would take them for its own.
     """
     path = config.save_adapted
+    folder = os.path.dirname(path) or '.'
     if not all(np.isfinite(weight).all() for weight in weights.values()):
         raise UserError('the adapted weights are not finite: try a smaller --update_lr')
-    of_a_run = re.fullmatch(rf'model\d+\.npz|{re.escape(BEST)}|{re.escape(PACKED)}', os.path.basename(path))
-    if os.path.exists(path) and (of_a_run or os.path.realpath(path) == os.path.realpath(config.init_from)):
-        raise UserError(f'--save_adapted={path} would be written over the weights of a run: choose another name')
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    called_so = re.fullmatch(rf'model\d+\.npz|{re.escape(BEST)}|{re.escape(PACKED)}', os.path.basename(path))
+    of_a_run = called_so and any(map(os.path.exists, (path, os.path.join(folder, 'config.json'))))
+    if of_a_run or os.path.realpath(path) == os.path.realpath(config.init_from):
+        raise UserError(f'--save_adapted={path} would pass for the weights of a run: choose another name')
+    os.makedirs(folder, exist_ok=True)
+    arrays = {f'weights/{name}': weight.numpy() for name, weight in weights.items()}
     with replacing(path, 'wb') as file:
-        np.savez(file, iteration=0, **{f'weights/{name}': weight.numpy() for name, weight in weights.items()})
+        np.savez(file, iteration=0, adapted=config.test_num_updates, **arrays)
 
 
 def pack(folder, take_best):
@@ -177,7 +180,7 @@ def exists(folder):
 def restore_latest(folder, model):
     """Restore the newest sound checkpoint in `folder`, else the packed weights; return its path and numbers.
 
-    Damaged ones are named and passed over; UserError when all are. (None, {}) where there is none.
+    Damaged ones are named and passed over; UserError when all are, or there is none.
     """
     paths = find(folder, packed=True)
     for path in paths:
@@ -187,7 +190,10 @@ def restore_latest(folder, model):
             print(f'skipped: {error}')
     if paths:
         raise UserError(f'no checkpoint in {folder} can be used: remove the folder or choose another --logdir')
-    return None, {}
+    raise UserError(
+        f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
+        'in the test: --train_update_batch_size has that of the training)'
+    )
 
 
 def restore_weights(path, model):

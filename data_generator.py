@@ -6,7 +6,6 @@ iteration number is the whole state of a sampler and a resumed run sees the task
 
 import concurrent.futures
 import itertools
-import os
 import pathlib
 import random
 import sys
@@ -18,7 +17,6 @@ from images import SPLITS, TooFew, load_folders
 
 TRAIN, VALIDATION, TEST, REGRESSOR = 1, 2, 3, 4  # streams of task draws, part of the random generator's key
 TEST_BATCH = 50  # tasks of a test that are drawn and evaluated together
-FULL_SIZE = {'omniglot': [(1623, 20)] * 3, 'miniimagenet': [(64, 600), (16, 600), (20, 600)]}
 
 
 def prefetched(batch, first):
@@ -172,32 +170,31 @@ def choose(keys, number):
 
 
 def image_generators(
-    datasource, source, data_dir, splits, num_classes, update_batch_size, query, meta_batch_size, seed, optional=()
+    source, data_dir, splits, num_classes, update_batch_size, query, meta_batch_size, seed, optional=()
 ):
     """An ImageGenerator for each of `splits` ('train', 'val', 'test'); `query` maps a split to images a class.
 
     A split that is among `optional` and has too few classes or images is left out, with a warning.
     Raises UserError when the data is missing or cannot serve the tasks asked for.
     """
-    generators, data_dir = {}, pathlib.Path(os.path.expanduser(data_dir))
+    generators, data_dir = {}, pathlib.Path(data_dir)
     for split in splits:
         sizes = num_classes, update_batch_size, query[split]
         try:
-            images, classes, digest = load_enough(datasource, source, data_dir, split, *sizes)
+            images, classes, digest = load_enough(source, data_dir, split, *sizes)
         except TooFew as error:
             if split not in optional:
                 raise
             print(f'warning: training goes on without the {split} split: {error}', file=sys.stderr)
             continue
-        rotations = datasource == 'omniglot'
-        generators[split] = ImageGenerator(images, classes, *sizes, meta_batch_size, rotations, seed)
+        generators[split] = ImageGenerator(images, classes, *sizes, meta_batch_size, source.drawings, seed)
         generators[split].digest = digest  # tells which files these are
     return generators
 
 
-def load_enough(datasource, source, data_dir, split, num_classes, update_batch_size, query):
+def load_enough(source, data_dir, split, num_classes, update_batch_size, query):
     """Load (images uint8 [n, pixels], rows of each class, digest) of a split; raises TooFew if they do not suffice."""
-    images, classes, names, digest = load_split(datasource, source, data_dir, split)
+    images, classes, names, digest = load_split(source, data_dir, split)
     needed = update_batch_size + query
     if len(classes) < num_classes:
         raise TooFew(
@@ -214,17 +211,17 @@ def load_enough(datasource, source, data_dir, split, num_classes, update_batch_s
     return images, classes, digest
 
 
-def load_split(datasource, source, data_dir, split):
+def load_split(source, data_dir, split):
     """Load (images uint8 [n, pixels], rows of each class, class folders, digest of all files) of one split, checked.
 
     One set of class folders (source.split) is sorted, shuffled with seed 1 and cut in the proportion that the split
     says, Omniglot's 1,623 characters into 1,100 / 100 / 423; MiniImagenet has a folder for each split.
     """
     part, folder = SPLITS.index(split), data_dir if source.split else data_dir / split
-    how = dict(invert=datasource == 'omniglot', own=datasource == 'images')
+    how = dict(invert=source.drawings, own=source.own)
     images, classes, names, digest = load_folders(folder, source.depth, source.img_size, source.channels, **how)
-    if datasource in FULL_SIZE:
-        num_classes, num_images = FULL_SIZE[datasource][part]
+    if source.full_size:
+        num_classes, num_images = source.full_size[part]
         if len(classes) != num_classes or any(len(rows) != num_images for rows in classes):
             print(
                 f'warning: {folder} has {len(classes)} classes with {sum(map(len, classes))} images, not the full '

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import report
 from experiments import source_of, test_name
+from images import pictures
 
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
 
@@ -88,7 +89,7 @@ def fits(model, data, config, number=3):
     for where, arrays in data.drawn_tasks(len(tasks)).items():
         for task, *parts in zip(tasks, *arrays):
             inputa, labela, grid, truth = (np.float64(part[:, 0]).round(4) for part in parts)
-            outputs = np.float64(model.outputs(parts, config.test_num_updates)[steps, :, 0]).round(4)
+            outputs = np.float64([model.outputs(parts, n)[:, 0] for n in steps]).round(4)
             task |= {'truth': truth, where: {'points': [inputa, labela], 'outputs': outputs}}
     return {'steps': steps, 'x': grid, 'tasks': tasks}
 
@@ -104,10 +105,8 @@ def image_samples(model, data, config, classes=10):
     samples = {'steps': steps}
     for name, images, labels in (('support', *task[:2]), ('query', *task[2:])):
         rows = labels[: config.num_classes].argmax(1).argsort()[:classes]  # the first N hold each class once
-        samples[name] = images[rows].reshape(-1, source.img_size, source.img_size, source.channels)
-        if config.datasource == 'images' and source.channels == 1:  # 0 is black, not paper
-            samples[name] = samples[name].repeat(3, axis=3)
-    samples['predicted'] = model.outputs(task, steps)[-1][rows].argmax(1)
+        samples[name] = pictures(images[rows], source)
+    samples['predicted'] = model.outputs(task, steps)[rows].argmax(1)
     return samples
 
 

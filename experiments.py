@@ -30,6 +30,9 @@ class Source:
     folder: str = ''  # below data/
     depth: int = 1  # of the class folders
     split: tuple | None = None  # shares of training, validation and test of one set of classes; None: folders of these
+    full_size: tuple = ()  # classes and images of each in the training, validation and test folders; (): any
+    drawings: bool = False  # ink on paper: it becomes 255, and classes are turned (maml: data_generator.py:114-118,138)
+    own: bool = False  # images of the user's, of any format and size
 
 
 SOURCES = {
@@ -44,6 +47,8 @@ SOURCES = {
         folder='omniglot_resized',
         depth=2,
         split=(1100, 100, 423),  # characters (maml: data_generator.py:41-54)
+        full_size=((1623, 20),) * 3,
+        drawings=True,
     ),
     'miniimagenet': Source(
         dim_input=84 * 84 * 3,
@@ -53,9 +58,10 @@ SOURCES = {
         flatten=True,
         clip=10.0,
         folder='miniImagenet',
+        full_size=((64, 600), (16, 600), (20, 600)),
     ),
     # The user's own; what is left out here, the flags or the images say (source_of).
-    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0),
+    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0, own=True),
     **dict.fromkeys(
         ['point', 'point_squared', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
         Source(rl=True, dim_hidden=(100, 100)),
@@ -238,7 +244,7 @@ def resolve(given):
 def source_of(config):
     """Return the Source of these settings, which say what the user's own images are."""
     source = SOURCES[config.datasource]
-    if config.datasource != 'images':
+    if not source.own:
         return source
     size, channels = config.img_size, config.channels
     split = config.split and tuple(config.split)
@@ -258,19 +264,31 @@ OF_WEIGHTS = (
 )
 
 
+def read_config(folder):
+    """Return the settings of the run in `folder`, from its config.json; UserError where they cannot be read."""
+    path = os.path.join(folder, 'config.json')
+    try:
+        with open(path) as file:
+            return BEFORE | dict(json.load(file)['settings'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path}, the settings of the run, cannot be read ({error}): bring it back, take other weights, '
+            'choose another --logdir, or start anew with --resume=False'
+        ) from None
+
+
+def config_beside(weights):
+    """Return the settings of the run that made a checkpoint; {} where there is no config.json beside it."""
+    folder = os.path.dirname(weights)
+    return read_config(folder) if os.path.exists(os.path.join(folder, 'config.json')) else {}
+
+
 def settings_of(weights):
-    """Return OF_WEIGHTS of a checkpoint from the config.json beside it; {} where there is none.
+    """Return OF_WEIGHTS of a checkpoint, as far as they are known.
 
     test_num_updates is the number of steps that the paper reads, where it reads any.
     """
-    path = os.path.join(os.path.dirname(weights), 'config.json')
-    try:
-        with open(path) as file:
-            settings = dict(json.load(file)['settings'])
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path}, the settings of the weights, cannot be read ({error}): mend or remove it') from None
+    settings = config_beside(weights)
     if settings.get('paper_steps'):
         settings['test_num_updates'] = settings['paper_steps'][-1]
     return {name: settings[name] for name in OF_WEIGHTS if name in settings}

@@ -369,7 +369,7 @@ def write(figure, *paths, source=None):
 
 
 def write_figure(name, root, seed):
-    """Draw a figure of the paper from the tests below `root`; return its path without the ending."""
+    """Draw a figure of the paper from the tests below `root`, as PNG and SVG."""
     results = find(root, FIGURES[name], seed)
     if not results:
         raise UserError(f'{root} has no tests that {name} is made of: python reproduce.py {name} trains and tests')

@@ -196,6 +196,12 @@ def decode(files, img_size, channels, invert, own=False):
     return 255 - images if invert else images
 
 
+def pictures(images, source):
+    """Return `images` [n, pixels] as figures.py draws them, [n, side, side, channels]: one channel is ink on paper."""
+    images = images.reshape(-1, source.img_size, source.img_size, source.channels)
+    return images if source.drawings or source.channels == 3 else images.repeat(3, axis=3)  # 0 is black, not paper
+
+
 # ---- The user's own images -------------------------------------------------------------------------------------
 
 

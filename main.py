@@ -30,25 +30,23 @@ with runtime.in_one_line():  # the first of what must be installed
     from absl import flags
 
 FLAGS = flags.FlagValues()
-boolean, enum, integer, number, text = (
+boolean, enum, integer, number, text, several = (
     functools.partial(getattr(flags, f'DEFINE_{kind}'), flag_values=FLAGS)
-    for kind in ('bool', 'enum', 'integer', 'float', 'string')
+    for kind in ('bool', 'enum', 'integer', 'float', 'string', 'list')
 )
 
 # Dataset and method
 enum('datasource', 'sinusoid', list(experiments.SOURCES), 'where the tasks come from.')
 text('data_dir', None, "folder of the prepared images, or of tables; default: the data source's folder in data/.")
-for name, default in (('x_columns', 'all others'), ('y_columns', 'the last one')):
-    words = f'names of columns of the tables, with commas between; default: {default}.'
-    flags.DEFINE_list(name, None, words, flag_values=FLAGS)
+several('x_columns', None, 'names of columns of the tables, with commas between; default: all others.')
+several('y_columns', None, 'names of columns of the tables, with commas between; default: the last one.')
 integer('num_classes', None, 'number of classes used in classification (N of N-way).')
 integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
 integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
-flags.DEFINE_list(
+several(
     'split',
     None,
     'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
-    flag_values=FLAGS,
 )
 enum(
     'baseline',
@@ -102,7 +100,7 @@ integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
 
-# Use of what is trained (adapt.py, and for tables regression.py)
+# Use of what is trained (adapt.py)
 text(
     'adapt',
     None,
@@ -120,7 +118,7 @@ text('save_adapted', None, 'a .npz to keep the adapted weights in.')
 # Model
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
 integer('num_filters', None, 'filters of each convolution.')
-flags.DEFINE_list('hidden', None, 'sizes of the hidden layers, for tables.', flag_values=FLAGS)
+several('hidden', None, 'sizes of the hidden layers, for tables.')
 boolean('conv', None, 'convolutional network, or fully connected (images only).')
 boolean('max_pool', None, 'max-pool rather than strided convolutions.')
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
@@ -160,9 +158,7 @@ integer(
     "query examples of a class in a test; default K, as the paper's code did; 15 is the usual protocol today.",
 )
 integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
-flags.DEFINE_list(
-    'update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.', flag_values=FLAGS
-)
+several('update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.')
 number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'how many workers sample a task in a test, see --sampling_workers.')
@@ -215,9 +211,8 @@ def run(config, origins, folder=None):
     # These import TensorFlow, which runtime.start has prepared.
     if getattr(config, 'adapt', None):
         import adapt
-        import regression
 
-        return (regression if config.datasource == 'table' else adapt).run(config)
+        return adapt.run(config)
     if experiments.SOURCES[config.datasource].rl:
         from rl import training
     else:

@@ -7,7 +7,6 @@ data_generator.py, and when to stop is training.py's business.
 
 import functools
 
-import numpy as np
 import tensorflow as tf
 
 from utils import Adam, mse
@@ -63,6 +62,10 @@ class MAML:
         self.compiled_block = tf.function(self.outer_steps, jit_compile=self.xla or None)
         self.evaluate = tf.function(self._evaluate, jit_compile=xla or None)
 
+    def theta(self):
+        """Return the weights as tensors, by name."""
+        return {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+
     # ---- The algorithm -------------------------------------------------------------------------------------
 
     def inner_step(self, theta, inputa, labela, step):
@@ -70,7 +73,7 @@ class MAML:
         adapted = {name: theta[name] for name in self.adapted}
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(adapted)
-            output = self.forward(inputa, {**theta, **adapted})
+            output = self.forward(inputa, theta)
             loss = self.loss_func(output, labela)
         gradients = dense(tape.gradient(loss, adapted, unconnected_gradients='zero'))
         if self.stop_grad:  # first-order MAML
@@ -131,20 +134,15 @@ class MAML:
     def adapt(self, inputa, labela, num_updates):
         """Return the weights after so many inner steps on the support set of one task: a dictionary of tensors."""
         inputa, labela = self.prepare([inputa, labela])
-        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        theta = self.theta()
         for step in range(num_updates):
             theta, _, _ = self.inner_step(theta, inputa, labela, step)
         return theta
 
     def outputs(self, task, num_updates):
-        """Return the outputs on one task's query set after 0, 1, … num_updates inner steps: an array."""
+        """Return the outputs on one task's query set after so many inner steps: an array."""
         inputa, labela, inputb, _ = self.prepare(task)
-        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
-        rows = [self.forward(inputb, theta)]
-        for step in range(num_updates):
-            theta, _, _ = self.inner_step(theta, inputa, labela, step)
-            rows.append(self.forward(inputb, theta))
-        return np.stack(rows)
+        return self.forward(inputb, self.adapt(inputa, labela, num_updates)).numpy()
 
     def meta_gradient(self, tasks, pretrain=False):
         """Return the mean over the tasks of their meta-gradients (Algorithm 2, line 10) and of their metrics.
@@ -152,7 +150,7 @@ class MAML:
         Both tapes live inside the mapped function, so that memory does not grow with the number of tasks and
         each core works on a task of its own.
         """
-        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        theta = self.theta()
         task_gradient = self.task_pretrain if pretrain else self.task_metalearn
         gradients, metrics = self.map_tasks(
             functools.partial(task_gradient, theta), tasks, (dict.fromkeys(theta, self.dtype), self.dtype)
@@ -198,7 +196,7 @@ class MAML:
 
     def _evaluate(self, tasks, num_updates, update_lr=None):
         """Return task_evaluate of all tasks, [tasks, 2 + num_updates]; with this scalar in place of alpha, if given."""
-        theta = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
+        theta = self.theta()
         if update_lr is not None:
             theta['update_lr'] = update_lr
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)

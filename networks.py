@@ -74,11 +74,6 @@ class Convolutional:
         return min(4, self.img_size.bit_length() - 1)
 
     @property
-    def norm_scopes(self):
-        """The original's names of the norm layers."""
-        return range(self.blocks)
-
-    @property
     def adapted(self):
         """conv1, b1, … conv4, b4, w5, b5; norm parameters are not adapted."""
         return [name for i in range(1, self.blocks + 1) for name in (f'conv{i}', f'b{i}')] + ['w5', 'b5']
@@ -96,7 +91,7 @@ class Convolutional:
         else:
             weights['w5'] = tf.random.stateless_normal([channels, self.dim_output], [seed, 5])
         weights['b5'] = tf.zeros([self.dim_output])
-        return weights | norm_weights(self.norm, self.norm_scopes, [self.num_filters] * self.blocks)
+        return weights | norm_weights(self.norm, range(self.blocks), [self.num_filters] * self.blocks)
 
     def forward(self, x, weights):
         """Return [examples, dim_output] for flat images x [examples, dim_input]."""

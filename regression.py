@@ -14,14 +14,11 @@ import sys
 import numpy as np
 
 import checkpoint
-import report
 from data_generator import TEST, TRAIN, VALIDATION
+from experiments import read_config
 from images import TooFew, entries, warn_of_leak
-from maml import MAML
-from networks import FullyConnected
-from run import read_config
-from runtime import UserError, replacing
-from utils import mse
+from run import keep_to
+from runtime import UserError
 
 SPLITS = {'train': 0.6, 'val': 0.2, 'test': 0.2}  # folders, or shares of the tables of one folder
 
@@ -87,9 +84,8 @@ def make_data(config, source, folder):
     trained = None if config.train else trained_settings(config.init_from or newest(folder))
     files, digest = find_tables(config.data_dir, (trained or vars(config))['seed'])
     if trained:
-        for name in ('x_columns', 'y_columns'):
-            if getattr(config, name) not in (None, trained[name]):
-                raise UserError(f'the run was made with --{name}={",".join(trained[name])}: drop --{name} or use that')
+        keep_to(config, trained, ['x_columns', 'y_columns'])
+        config.standard = trained['standard']
         if digest['split'] == 'seed' and digest['value'] != trained['data_digest']:
             raise UserError(
                 f'{config.data_dir} has not the tables of the training, which drew from them what to test on: bring '
@@ -106,9 +102,7 @@ def make_data(config, source, folder):
             print('warning: there are no validation tables: training goes on without looking at them', file=sys.stderr)
             del wanted[split]
     print('tables: ' + ', '.join(f'{split} {len(paths)}' for split, paths in files.items()))
-    if trained:
-        config.x_columns, config.y_columns, standard = (trained[n] for n in ('x_columns', 'y_columns', 'standard'))
-    else:
+    if not trained:
         choose_columns(config, read_csv(files['train'][0])[0], files['train'][0])
     columns = config.x_columns + config.y_columns
     tables = {split: [numbers(path, columns) for path in files[split]] for split in wanted}
@@ -121,12 +115,11 @@ def make_data(config, source, folder):
                 raise UserError(
                     f'column {name} of {files["train"][0]} and others is too large to be standardised: scale it'
                 )
-        standard = {'mean': rows.mean(axis=0).tolist(), 'deviation': deviation.tolist()}
-    config.standard = standard
+        config.standard = {'mean': rows.mean(axis=0).tolist(), 'deviation': deviation.tolist()}
     scale, unit = units(config)
     generators = {}
     for split, found in tables.items():
-        found = [standardised(table, standard) for table in found]
+        found = [standardised(table, config.standard) for table in found]
         how = (len(config.x_columns), scale, unit, config, split == 'train', source.block)
         generators[split] = TableGenerator(found, files[split], *how)
         generators[split].digest = digest['value']
@@ -260,45 +253,3 @@ def units(config):
     if len(config.y_columns) > 1:  # there is no unit that several columns share
         return 1.0, f'squared deviations of {", ".join(config.y_columns)}'
     return config.standard['deviation'][-1] ** 2, f'the squared unit of {config.y_columns[0]}'
-
-
-def run(config):
-    """Adapt the weights of config.init_from to the rows of a table; predict y in another, and keep them, if asked."""
-    trained = trained_settings(config.init_from)
-    for name in ('x_columns', 'y_columns', 'hidden', 'norm'):
-        if getattr(config, name) not in (None, trained[name]):
-            raise UserError(f'the weights of {config.init_from} are of another --{name}: drop that flag')
-    x, y, standard = (trained[name] for name in ('x_columns', 'y_columns', 'standard'))
-    support = standardised(numbers(config.adapt, x + y), standard)
-    new = standardised(numbers(config.predict, x), standard) if config.predict else None
-    network = FullyConnected(len(x), len(y), tuple(trained['hidden']), trained['norm'])
-    inner = {name: getattr(config, name) for name in ('update_lr', 'num_updates', 'learn_update_lr')}
-    model = MAML(network, mse, vectorize=True, **inner)
-    checkpoint.restore_weights(config.init_from, model)
-    theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
-    print(f'adapted to {len(support)} rows of {config.adapt}, {report.in_steps(config)}')
-    if config.save_adapted:
-        earlier = report.in_place_of(config.save_adapted)
-        checkpoint.write_adapted(config, theta)
-        print(f'adapted weights: {config.save_adapted}{earlier}')
-    if config.predict:
-        mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-        written = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
-        print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')
-
-
-def write_predictions(config, names, answers):
-    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; say where."""
-    if not np.isfinite(answers).all():
-        raise UserError('the predictions are not finite: try a smaller --update_lr')
-    header, rows = read_csv(config.predict)
-    os.makedirs(config.logdir, exist_ok=True)
-    path = os.path.join(config.logdir, 'predictions.csv')
-    if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
-        raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
-    earlier = report.in_place_of(path)
-    with replacing(path, newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *(f'predicted {name}' for name in names)])
-        writer.writerows([*row, *(f'{value:.6g}' for value in answer)] for (_, row), answer in zip(rows, answers))
-    return path + earlier

@@ -35,6 +35,8 @@ def print_checkpoint(tested):
     iteration = tested.get('iteration')
     chosen = f' ({tested["chosen"]})' if 'chosen' in tested else ''
     print(f'checkpoint: {tested["checkpoint"]}' + ('' if iteration is None else f', iteration {iteration}') + chosen)
+    if 'adapted' in tested:
+        print(f'these weights are no longer those of the training: --adapt took {tested["adapted"]} steps from there')
     others = tested.get('trained_with', {})
     if others is None:
         print('with what flags these weights were trained is not known: there is no config.json beside them')
@@ -69,13 +71,7 @@ def write(path, rows, result, samples=None):
     write_json(path + '.json', {**result, **circumstances()})
     print(f'written to {path}.csv and .json{earlier}')
     if result['settings']['log']:
-        draw(path + '.png', result, samples)
-
-
-def in_steps(config):
-    """Say how many inner steps adapt the weights, and how long they are."""
-    size = 'learned sizes' if config.learn_update_lr else f'size {config.update_lr:g}'
-    return f'in {config.test_num_updates} step{"s" if config.test_num_updates > 1 else ""} of {size}'
+        draw(path + '.png', lambda figures: figures.of_test(result, samples and samples()))
 
 
 def in_place_of(path):
@@ -83,12 +79,12 @@ def in_place_of(path):
     return ', in place of earlier ones' if os.path.exists(path) else ''
 
 
-def draw(path, result, samples):
-    """Draw what a test did; where that cannot be done a line says so, since the test itself is written."""
+def draw(path, figure):
+    """Draw `figure` (figures.py), a figure; where that cannot be done a line says so, since its numbers are written."""
     try:
         import figures  # which needs matplotlib
 
-        figures.write(figures.of_test(result, samples and samples()), path)
+        figures.write(figure(figures), path)
         print(f'drawn in {path}')
     except (ImportError, runtime.UserError) as error:
         print(f'no picture of it: {error}')

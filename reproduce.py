@@ -26,7 +26,7 @@ import main
 import runtime
 from runtime import UserError
 from tables import seeds, show_list, tables
-from targets import FIGURES, ROOT, TARGETS, Work, select
+from targets import FIGURES, ROOT, Work, select
 
 
 def check(work, tasks):
@@ -161,7 +161,7 @@ def command_line():
 
 def run(options):
     """Do what the options say; raises UserError for what the user can mend."""
-    targets = select(options.targets or ['all']) if options.targets or not options.list else TARGETS
+    targets = select(options.targets or ['all'])
     for name, value in (('tasks', options.tasks), ('minutes', options.minutes)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f'--{name}={value} makes no sense: give more than 0')

@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import BEFORE, SOURCES
+from experiments import SOURCES, config_beside, read_config
 from runtime import UserError, not_written, replacing
 
 try:
@@ -205,23 +205,20 @@ def put_aside(folder):
     return aside
 
 
+def keep_to(config, trained, names):
+    """Give `config` those settings of the run that is tested, `trained`; UserError where a flag says another."""
+    for name in names:
+        value = trained.get(name)
+        if getattr(config, name) not in (None, value):
+            shown = ','.join(map(str, value)) if isinstance(value, list) else value
+            raise UserError(f'the run was made with --{name}={shown}: drop --{name} or use that')
+        setattr(config, name, value)
+
+
 def write_config(config, origins, folder):
     """Write config.json, the settings that a run was begun with, whole or not at all."""
     with replacing(os.path.join(folder, 'config.json')) as file:
         json.dump({'settings': vars(config), 'from_the_paper': origins}, file, indent=1)
-
-
-def read_config(folder):
-    """Return the settings of the run in `folder`; UserError where they cannot be read."""
-    path = os.path.join(folder, 'config.json')
-    try:
-        with open(path) as file:
-            return BEFORE | dict(json.load(file)['settings'])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'{path}, the settings of the run, cannot be read ({error}): bring it back, choose another --logdir, or '
-            'start anew with --resume=False'
-        ) from None
 
 
 def check_same_run(config, before, folder):
@@ -265,11 +262,10 @@ def history(config, path, state):
     A dictionary: the checkpoint and its iteration, how many iterations were done and asked for, the seconds that they
     took, the settings, those of the training from the run's own config.json (None where there is none), the λ of the
     training (the settings have the test's), and trained_with: what the weights were trained with that the test's
-    settings say otherwise (None where there is no config.json).
+    settings say otherwise (None where there is no config.json). Of weights that --adapt made also `adapted`, its steps.
     """
-    folder = os.path.dirname(path) or '.'
-    trained = read_config(folder) if os.path.exists(os.path.join(folder, 'config.json')) else {}
-    done, seconds = checkpoint.done(folder)
+    trained = config_beside(path)
+    done, seconds = checkpoint.done(os.path.dirname(path) or '.')
     rl = SOURCES[config.datasource].rl
     of_training = TRAINING | (TRAINING_RL if rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
@@ -282,5 +278,6 @@ def history(config, path, state):
         'seconds_trained': seconds if done else state.get('seconds'),
         'settings': {k: trained.get(k) if k in of_training else v for k, v in vars(config).items()},
         **({'gae_lambda_of_training': trained.get('gae_lambda')} if rl else {}),
+        **({'adapted': state['adapted']} if 'adapted' in state else {}),
         'trained_with': {n: trained[n] for n in of_weights if trained[n] != getattr(config, n)} if trained else None,
     }

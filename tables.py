@@ -105,17 +105,8 @@ def readme_table(root):
 
 def study_table(root):
     """Return the lines of results/cheetah_dir/README.md: a row for each run of the study of directions."""
-    head = (
-        'flags',
-        'seed',
-        'iterations',
-        'hours',
-        'training, last 10',
-        '20 rollouts',
-        'backward, forward',
-        '100 rollouts',
-    )
-    lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
+    head = '| flags | seed | iterations | hours | training, last 10 | 20 rollouts | backward, forward | 100 rollouts |'
+    lines = [head, '|' + '---|' * 8]
     for target in STUDY:
         for seed in seeds(target, root):
             work = Work(target, seed, root)

@@ -22,9 +22,9 @@ class Target:
     """A cell of a table or a curve of a figure: how it is made, and what the paper has.
 
     tests: for each test of the trained model a label and main.py's flags; the paper reads the first.
-    steps: the numbers of gradient steps after which it reads (-1: the support set); paper, interval: its values there
-    and their 95 % half-widths, in the units of the test (accuracies in percent). hours: of training, measured on two
-    cores. start: the run from whose weights training starts, that of the same seed; '' for fresh ones.
+    steps: the numbers of gradient steps after which it reads; paper, interval: its values there and their 95 %
+    half-widths, in the units of the test (accuracies in percent). hours: of training, measured on two cores. start: the
+    run from whose weights training starts, that of the same seed; '' for fresh ones.
     """
 
     name: str
@@ -244,16 +244,8 @@ def select(names):
 # The settings by which a test is known for that of a target.
 PROTOCOL = (
     *('datasource', 'num_classes', 'baseline', 'conv', 'norm', 'num_filters', 'max_pool', 'num_updates', 'update_lr'),
-    *(
-        'update_batch_size',
-        'train_update_batch_size',
-        'stop_grad',
-        'learn_update_lr',
-        'test_set',
-        'test_query',
-        'update_lr_grid',
-    ),
-    *('test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed', 'gae_lambda'),
+    *('update_batch_size', 'train_update_batch_size', 'stop_grad', 'learn_update_lr', 'test_set', 'test_query'),
+    *('update_lr_grid', 'test_update_batch_size', 'test_update_lr', 'test_sampling_workers', 'test_seed', 'gae_lambda'),
 )
 
 

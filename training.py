@@ -21,11 +21,11 @@ import multitask
 import regression
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from evaluation import test, tune
-from experiments import MULTITASK, print_settings, source_of
+from experiments import MULTITASK, config_beside, print_settings, source_of
 from images import is_split, settle
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
-from run import Run, history, read_config, what_is_trained
+from run import Run, history, keep_to, what_is_trained
 from runtime import UserError, has_bfloat16
 from utils import accuracy, mse, xent
 
@@ -82,7 +82,8 @@ def run(config, origins, threads, folder, paper):
         if config.update_lr_grid:
             tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
-        test(config, model, data['test'], folder, tested, {} if tested['trained_with'] else paper)
+        others = tested['trained_with'] or 'adapted' in tested  # than the paper's weights
+        test(config, model, data['test'], folder, tested, {} if others else paper)
 
 
 def images_of_training(config, folder):
@@ -91,18 +92,12 @@ def images_of_training(config, folder):
     The split only where the images are one set. {} where --init_from names weights of other images. UserError where
     the flags say another size or split.
     """
-    try:
-        trained = read_config(os.path.dirname(config.init_from) if config.init_from else folder)
-    except UserError:
-        return {}
+    trained = config_beside(config.init_from or os.path.join(folder, checkpoint.BEST))
     same = [os.path.realpath(settings.get('data_dir') or '') for settings in (trained, vars(config))]
-    if config.init_from and same[0] != same[1]:
+    if not trained or config.init_from and same[0] != same[1]:
         return {}
     one_set = not (config.data_dir and is_split(config.data_dir))  # else what to test on was brought
-    for name in ('img_size', 'channels', *['split'] * one_set):
-        if getattr(config, name) not in (None, trained.get(name)):
-            raise UserError(f'the run was made with --{name}={trained.get(name)}: drop --{name} or use that')
-        setattr(config, name, trained.get(name))
+    keep_to(config, trained, ['img_size', 'channels', *['split'] * one_set])
     return trained
 
 
@@ -124,7 +119,6 @@ def make_data(config, source):
     splits = dict.fromkeys(['train', 'val', test_split] if config.train else [test_split])
     query = {'train': config.train_query, 'val': config.test_query, 'test': config.test_query}
     generators = image_generators(
-        config.datasource,
         source,
         data_dir,
         splits,
@@ -134,7 +128,7 @@ def make_data(config, source):
         config.meta_batch_size,
         config.seed,
         # Else it is what the test uses, without which the paper's experiments are not done.
-        optional=['val'] if config.test_set or (config.train and config.datasource == 'images') else [],
+        optional=['val'] if config.test_set or (config.train and source.own) else [],
     )
     return generators | ({'test': generators[test_split]} if test_split in generators else {})
 
@@ -285,13 +279,7 @@ def load_for_test(config, model, folder):
         if not os.path.exists(path):
             raise UserError(f'{path} is not there: name another --test_iter, or drop it to test the newest checkpoint')
         return path, checkpoint.restore(path, model)
-    path, state = checkpoint.restore_latest(folder, model)
-    if path is None:
-        raise UserError(
-            f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
-            'in the test: --train_update_batch_size has that of the training)'
-        )
-    return path, state
+    return checkpoint.restore_latest(folder, model)
 
 
 def chosen(config):

@@ -1,4 +1,4 @@
-"""Losses, layers and the optimiser step that the networks of `maml.py` are made of (maml: utils.py)."""
+"""Losses, the layers that networks.py is made of, and the outer step's optimiser (maml: utils.py)."""
 
 import functools
 

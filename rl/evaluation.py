@@ -112,11 +112,9 @@ def test(config, model, folder, tested, threads, paper):
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    if issubclass(
-        FAMILIES[config.datasource].env, PointEnv
-    ):  # the positions on a few paths, for the picture of figure 4
-        each = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))[:-1] for paths in first]
-        result['paths'] = [[path.round(3).tolist() for path in some[:3]] for some in each]
+    if issubclass(FAMILIES[config.datasource].env, PointEnv):  # three paths each time, for the picture of figure 4
+        shown = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))[:-1][:3] for paths in first]
+        result['paths'] = [[path.round(3).tolist() for path in some] for some in shown]
     report.write(os.path.join(folder, test_name(config)), rows, result)
     return phis
 

@@ -135,7 +135,7 @@ def keep_inner(policy, phi, samples, task, i):
     return Kept(phi, hidden, tuple(deltas), flat_tensor(policy_gradient(policy, phi, task)))
 
 
-def inner_hessian(policy, kept, samples, i, v, likelihood_ratio=False):
+def inner_hessian(policy, kept, samples, i, v, likelihood_ratio):
     """Return L'' v for the inner loss L of task i, flat; with a likelihood ratio each row's weight changes along v."""
     weight, delta = row_weights(samples, i), kept.deltas[-1]
     precision = tf.exp(-2 * policy.log_std(kept.phi))

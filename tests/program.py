@@ -13,6 +13,7 @@ import experiments
 import main
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
+SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'  # the folder of a run of 10-shot sinusoids
 
 
 def command(*flags):

@@ -135,6 +135,12 @@ def test_the_flags_reach_the_model_and_the_tasks():
     assert model.network == Convolutional(28, 1, compute_dtype='bfloat16') and model.clip is None
 
 
+def test_the_home_directory_is_understood(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    config, _ = main.read_flags(['--datasource=omniglot', '--data_dir=~/data', '--logdir=~/logs'])
+    assert (config.data_dir, config.logdir) == ('/home/me/data', '/home/me/logs')
+
+
 @pytest.mark.parametrize('gpus', [[], ['GPU:0']])
 def test_on_a_gpu_the_training_step_is_compiled(monkeypatch, gpus):
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: gpus)
@@ -169,6 +175,7 @@ def test_step_sizes_are_tuned_for_baselines_alone_and_only_where_none_is_given()
         ('point', 'meta_step_size', [0.0, -1.0], [1e-9]),
         ('point', 'subsample_factor', [0.0, 1.1], [1.0]),
         ('point', 'gae_lambda', [-0.1, 1.1], [0.0, 1.0]),
+        ('point', 'sampling_workers', [0], [1]),
         ('point', 'test_sampling_workers', [0], [1]),
         ('point', 'test_seed', [-1, 2**32], [0]),
         ('point', 'num_updates', [-1, 0, 101], [1, 100]),
@@ -235,6 +242,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('train_update_lr=0.1', 'train_update_lr=0.1 train=False'),
         ('train_update_lr=0.1', 'train_update_lr=0.1 update_lr=0.1'),
         ('num_filters=8 datasource=point', 'num_filters=8 datasource=omniglot'),
+        ('norm=None datasource=point', 'norm=None'),
         ('num_classes=20', 'num_classes=20 datasource=omniglot'),
         ('conv=True datasource=table data_dir=d', 'conv=True datasource=omniglot'),
         ('data_dir=d', 'data_dir=d datasource=omniglot'),
@@ -245,10 +253,10 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('meta_lr=inf', 'meta_lr=9'),
         ('meta_step_size=inf datasource=point', 'meta_step_size=9 datasource=point'),
         ('update_lr_grid=0.1,inf', 'update_lr_grid=0.1,9'),
-        ('test_update_lr=1', 'test_update_lr=1 datasource=point'),
         *[
-            (f'{flag} datasource=sinusoid', f'{flag} datasource=point')
-            for flag in ('gae_lambda=0.9', 'likelihood_ratio=True', 'hvp=exact')
+            (f'{flag} train=False', f'{flag} train=False datasource=point')
+            for flag in ('test_update_lr=1', 'gae_lambda=0.9', 'likelihood_ratio=True', 'hvp=exact')
+            + ('sampling_workers=8', 'video=a.gif')
         ],
         *[
             (f'datasource=point {refused}', f'datasource=point {accepted}')
@@ -260,7 +268,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('baseline=oracle learn_update_lr=True', 'baseline=oracle learn_update_lr=False'),
                 ('baseline=random stop_grad=True', 'baseline=random stop_grad=False'),
                 ('baseline=oracle test_num_updates=1', 'baseline=oracle test_num_updates=0'),
-                ('baseline=random metatrain_iterations=1', 'baseline=random'),
+                ('baseline=Random metatrain_iterations=1', 'baseline=Random'),
                 ('baseline=random test_iter=1 train=False', 'baseline=random train=False'),
                 ('baseline=random init_from=x.npz', 'baseline=random'),
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),

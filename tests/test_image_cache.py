@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import image_folders
 import numpy as np
 import pytest
 from PIL import Image
+from program import full_disk
 from test_data_generator import load
 
 import images as images_module
@@ -108,12 +108,8 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept
 
 def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path, capsys):
     folder = image_folders.omniglot(tmp_path, characters=20, drawings=2)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
-    try:
+    with full_disk(10000):
         images = load(folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert 'cannot be written' in capsys.readouterr().err
     assert not list(folder.glob('cache-*'))
     np.testing.assert_array_equal(load(folder), images)

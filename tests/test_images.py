@@ -113,7 +113,7 @@ def test_size_and_channels_are_the_images_own(tmp_path, mode, channels):
 def split_of(config, split):
     source, folder = experiments.source_of(config), pathlib.Path(config.data_dir)
     images_module.load_folders.cache_clear()
-    return data_generator.load_split('images', source, folder, split)
+    return data_generator.load_split(source, folder, split)
 
 
 def test_one_set_is_split_by_class(tmp_path):

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_vectors import Case
-from program import assert_same_state, command, run, run_here, start, wait_for
+from program import SINE, assert_same_state, command, run, run_here, start, wait_for
 
 import training
 from runtime import UserError
 
-SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--num_test_tasks=5', '--test_num_updates=1']
 
 

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from program import MAIN, command, full_disk, run, run_here, start
+from program import MAIN, SINE, command, full_disk, run, run_here, start
 
 import checkpoint
 import evaluation
@@ -28,7 +28,6 @@ from networks import FullyConnected
 from rl import training as rl_training
 from runtime import UserError
 
-SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--num_test_tasks=2', '--test_num_updates=1']
 
 
@@ -62,6 +61,8 @@ def test_diverging_tasks_are_told_apart(measure, capsys):
     results = np.float32([[0.2, 0.2, 0.5], [0.2, 0.2, np.nan], [0.2, 0.2, 1.0]])
     summary = evaluation.summarise(results)
     assert summary['diverging_tasks'] == 1 and summary['mean_of_the_others'][2] == 0.75 and np.isnan(summary['mean'][2])
+    assert 0.5 < summary['median'][2] <= 1  # NaN counts as infinite
+    assert json.loads(json.dumps(report.plain(summary), allow_nan=False))['mean'][2] is None
     evaluation.print_summary(summary, measure, {1: None})
     mean = '75' if measure == 'accuracy' else '0.75'
     assert (

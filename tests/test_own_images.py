@@ -175,6 +175,7 @@ def test_adapting_is_the_models_inner_steps(trained, tmp_path, capsys, classes, 
     saved = checkpoint.read(tmp_path / 'adapted.npz')
     for name, value in weights.items():
         np.testing.assert_allclose(saved[f'weights/{name}'], value, rtol=1e-3, atol=1e-5)
+    assert saved['adapted'] == (1 if extra else 3)
     assert Image.open(tmp_path / 'out/predictions.png').size[0] > 100
     output = capsys.readouterr()
     assert f'{tmp_path}/out/predictions.csv' in output.out
@@ -307,8 +308,8 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--adapt=a --predict=b --init_from=/nowhere/a.npz --datasource=sinusoid', ['--adapt is for images']),
         ('--adapt=a --init_from={run}/model2.npz', ['--predict', '--save_adapted']),
         ('--adapt=a --save_adapted=a --init_from={run}/model2.npz', ['.npz']),
-        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={run}/model2.npz', ['over the weights']),
-        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={copy}/model2.npz', ['over the weights']),
+        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={run}/model2.npz', ['for the weights of a run']),
+        ('--adapt={three} --save_adapted={run}/model2.npz --init_from={copy}/model2.npz', ['for the weights of a run']),
         ('--adapt=/nowhere --predict=b --init_from={run}/model2.npz', ['/nowhere']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz', ['5 folders', '--num_classes=5']),
         ('--adapt={five} --predict={five} --init_from={run}/model2.npz --num_classes=6', ['outputs for 4 classes']),

@@ -57,9 +57,9 @@ def test_mini_csv_files_elsewhere(tmp_path, where):
         folder.mkdir()
         for table in (tmp_path / 'all').glob('*.csv'):
             table.rename(folder / table.name)
-        assert_refused(run(MINI, *arguments), 'train.csv', '--csv')
+        assert_refused(call(MINI, *arguments), 'train.csv', '--csv')
         arguments.append(f'--csv={folder}')
-    assert run(MINI, *arguments).returncode == 0
+    assert call(MINI, *arguments).returncode == 0
     assert_processed(tmp_path / 'dest')
 
 
@@ -91,7 +91,7 @@ def test_mini_missing_images_are_counted_and_the_first_is_named(tmp_path):
     mini(tmp_path)
     for name in list(PHOTOS)[1:3]:
         (tmp_path / 'images' / Path(name).name).unlink()
-    result = run(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}')
+    result = call(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}')
     assert_refused(result, '2 listed images', 'n0153282900000006.jpg of train.csv')
     assert not (tmp_path / 'dest').exists()
 
@@ -111,22 +111,22 @@ def test_mini_bad_csv(tmp_path, table, words):
     (tmp_path / 'train.csv').unlink()
     if table is not None:
         (tmp_path / 'train.csv').write_text(table)
-    assert_refused(run(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}'), *words)
+    assert_refused(call(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}'), *words)
     assert not (tmp_path / 'dest').exists()
 
 
 def test_mini_unreadable_image_is_named(tmp_path):
     bad = mini(tmp_path) / 'images' / 'n0185567200000001.jpg'
     bad.write_bytes(bad.read_bytes()[:-200])
-    result = run(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}')
+    result = call(MINI, f'--source={tmp_path}', f'--dest={tmp_path / "dest"}')
     assert_refused(result, f'cannot read the image {bad}')
 
 
 def test_mini_nothing_found(tmp_path):
     dest = f'--dest={tmp_path / "dest"}'
-    assert_refused(run(MINI, f'--source={tmp_path}', dest), f'no JPEG or PNG images in {tmp_path}', '--help')
+    assert_refused(call(MINI, f'--source={tmp_path}', dest), f'no JPEG or PNG images in {tmp_path}', '--help')
     (tmp_path / 'file').write_text('neither')
-    assert_refused(run(MINI, f'--source={tmp_path / "file"}', dest), 'neither a folder nor')
+    assert_refused(call(MINI, f'--source={tmp_path / "file"}', dest), 'neither a folder nor')
 
 
 # ---------------------------------------------------------------- which file is which

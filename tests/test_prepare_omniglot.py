@@ -125,7 +125,7 @@ def test_unsafe_archive_members_are_refused(tmp_path, kind, name):
                 info = tarfile.TarInfo(member)
                 info.size = len(drawing.getvalue())
                 file.addfile(info, io.BytesIO(drawing.getvalue()))
-    assert_refused(run(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}'), 'unsafe path')
+    assert_refused(call(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}'), 'unsafe path')
     assert list(tmp_path.rglob('*')) == [archive]
 
 
@@ -142,7 +142,7 @@ def test_links_in_archives_are_refused(tmp_path, kind):
         info.type, info.linkname = tarfile.SYMTYPE, '/etc/passwd'
         with tarfile.open(archive, 'w') as file:
             file.addfile(info)
-    result = run(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}')
+    result = call(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}')
     assert_refused(result, 'holds the link', name)
 
 
@@ -151,7 +151,7 @@ def test_half_an_archive_is_refused(tmp_path, kind):
     omniglot(tmp_path / 'source')
     archive = pack(kind, tmp_path / 'source', tmp_path / 'archive')
     archive.write_bytes(archive.read_bytes()[: len(archive.read_bytes()) // 2])
-    result = run(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}')
+    result = call(OMNIGLOT, f'--source={archive}', f'--dest={tmp_path / "dest"}')
     assert_refused(result, str(archive), 'complete?')
 
 
@@ -160,28 +160,28 @@ def test_bad_drawings_are_named(tmp_path):
     bad = tmp_path / 'images_evaluation/Tengwar/character01/0965_01.png'
     bad.write_bytes(bad.read_bytes()[:200])
     arguments = [f'--source={tmp_path}', f'--dest={tmp_path / "dest"}']
-    assert_refused(run(OMNIGLOT, *arguments), f'cannot read the image {bad}')
+    assert_refused(call(OMNIGLOT, *arguments), f'cannot read the image {bad}')
     Image.new('L', (105, 105)).save(bad)
-    assert_refused(run(OMNIGLOT, *arguments), f'{bad} is not a one-bit')
+    assert_refused(call(OMNIGLOT, *arguments), f'{bad} is not a one-bit')
 
 
 def test_omniglot_nothing_found(tmp_path):
-    assert_refused(run(OMNIGLOT, f'--dest={tmp_path}'), f'no drawings in {tmp_path}', '--download')
-    result = run(OMNIGLOT, f'--source={tmp_path / "none"}', f'--dest={tmp_path}')
+    assert_refused(call(OMNIGLOT, f'--dest={tmp_path}'), f'no drawings in {tmp_path}', '--download')
+    result = call(OMNIGLOT, f'--source={tmp_path / "none"}', f'--dest={tmp_path}')
     assert_refused(result, 'none does not exist')
 
 
 def test_a_destination_that_cannot_be_written(tmp_path):
     omniglot(tmp_path)
     (tmp_path / 'file').touch()
-    result = run(OMNIGLOT, f'--source={tmp_path}', f'--dest={tmp_path / "file"}')
+    result = call(OMNIGLOT, f'--source={tmp_path}', f'--dest={tmp_path / "file"}')
     assert_refused(result, str(tmp_path / 'file'))
 
 
 def test_omniglot_does_not_mix_two_copies_of_an_alphabet(tmp_path):
     omniglot(tmp_path)
     (tmp_path / 'Greek').mkdir()
-    assert_refused(run(OMNIGLOT, f'--dest={tmp_path}'), 'Greek', 'remove one')
+    assert_refused(call(OMNIGLOT, f'--dest={tmp_path}'), 'Greek', 'remove one')
 
 
 # ---------------------------------------------------------------- odd files and folders

@@ -298,9 +298,10 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
     expected = network.forward(x[5:], w).numpy()[:, 0] * deviation[1] + mean[1]
     np.testing.assert_allclose([float(row[2]) for row in found], expected, rtol=1e-4)
     for more, words in (
-        (f'--save_adapted={run / "model100.npz"}', 'over the weights of a run'),
-        ('--hidden=9', 'of another --hidden'),
-        ('--y_columns=t', 'of another --y_columns'),
+        (f'--save_adapted={run / "model100.npz"}', 'for the weights of a run'),
+        (f'--save_adapted={run / "model101.npz"}', 'for the weights of a run'),
+        ('--hidden=9', '--hidden=8: drop'),
+        ('--y_columns=t', '--y_columns=income: drop'),
     ):
         with pytest.raises(UserError, match=words):
             run_here(*command, weights, more)

@@ -24,18 +24,6 @@ def test_summary_of_a_test(tmp_path):
     np.testing.assert_allclose(np.float64(mean), [0.2, 0.8, 0.8], rtol=1e-6)
 
 
-def test_diverging_tasks_are_counted_and_set_apart(capsys):
-    """A NaN or a huge loss of one task does not hide the others, nor does it break the JSON."""
-    results = np.array([[3, 3, 1.0, 0.5], [3, 3, 0.5, np.nan], [3, 3, 2.0, 1e30], [3, 3, 0.8, 0.3]], np.float32)
-    summary = evaluation.summarise(results)
-    assert summary['diverging_tasks'] == 2
-    np.testing.assert_allclose(summary['mean_of_the_others'][2:], [0.9, 0.4], rtol=1e-6)
-    assert 0.5 < summary['median'][3] <= 1e30  # NaN counts as infinite
-    assert json.loads(json.dumps(report.plain(summary), allow_nan=False))['mean'][3] is None
-    evaluation.print_summary(summary, 'mean squared error', dict.fromkeys([1, 2, 10]))
-    assert '2 of the tasks diverge' in capsys.readouterr().out
-
-
 @pytest.mark.filterwarnings('error')
 def test_the_deviation_of_a_sample_of_tasks(tmp_path):
     """As tests of reinforcement learning report it; of a single task there is none, which JSON says by null."""

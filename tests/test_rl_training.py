@@ -130,31 +130,6 @@ def test_cheetah_is_interrupted_and_then_tested(tmp_path):
     assert np.shape(result(folder)['per_task']) == (2, 2) and result(folder)['mean'][0] < 0
 
 
-@pytest.mark.parametrize(
-    'flags, words',
-    [
-        (['--norm=None'], ['--norm', 'not for reinforcement learning']),
-        (['--datasource=sinusoid', '--video=a.gif'], ['--video', 'for reinforcement learning']),
-        (['--baseline=Random', '--metatrain_iterations=3'], ['random', 'not trained']),
-        (['--baseline=oracle', '--test_num_updates=1'], ['oracle', '--test_num_updates']),
-        (['--baseline=pretrain', '--update_lr=1'], ['pretrain', '--update_lr', '--test_update_lr']),
-        (['--num_updates=0'], ['--baseline=pretrain']),
-        (['--meta_step_size=0'], ['--meta_step_size=0']),
-        (['--sampling_workers=0'], ['--sampling_workers=0', '1 or more']),
-        (['--datasource=sinusoid', '--sampling_workers=8'], ['--sampling_workers', 'for reinforcement learning']),
-        (['--kl_constrain_step=2'], ['--kl_constrain_step=2', '--num_updates=1']),
-        (['--metatrain_iterations=0'], ['nothing to train']),
-        (['--video=a.gif'], ['--train=False']),
-        (['--video=a.mp4', '--train=False'], ['.gif']),
-    ],
-)
-def test_bad_input_gets_one_line_and_exit_code_2(flags, words):
-    error = run('--datasource=point', *flags, code=2)
-    assert len(error.splitlines()) == 1, error
-    for word in words:
-        assert word in error
-
-
 # ---- Baselines and variants, in this process --------------------------------------------------------------------
 
 

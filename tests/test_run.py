@@ -158,26 +158,6 @@ def test_an_error_leaves_the_last_checkpoint(tmp_path):
         assert names(tmp_path) == ['model2.npz']
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError('disk full')
-
-    path = checkpoint.save(tmp_path, fresh(), iteration=1)
-    run.write_config(settings(), {}, tmp_path)
-    monkeypatch.setattr(np, 'savez', full)
-    monkeypatch.setattr(json, 'dump', full)
-    for write in (
-        lambda: checkpoint.save(tmp_path, fresh(), iteration=1),
-        lambda: run.write_config(settings(), {}, tmp_path),
-    ):
-        with pytest.raises(UserError, match='disk full'):
-            write()
-    assert (
-        checkpoint.restore(path, fresh()) == {'iteration': 1}
-        and vars(settings()).items() <= run.read_config(tmp_path).items()
-    )
-
-
 def test_damaged_checkpoints_are_passed_over_unless_all_are(tmp_path):
     paths = [checkpoint.save(tmp_path, fresh(), iteration=iteration) for iteration in (1, 2)]
     with open(paths[1], 'r+b') as file:

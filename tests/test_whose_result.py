@@ -9,7 +9,7 @@ import subprocess
 
 import image_folders
 import pytest
-from program import command, run, run_here, start, wait_for
+from program import MAIN, SINE, command, run, run_here, start, wait_for
 
 import data_generator
 import experiments
@@ -18,7 +18,6 @@ from data_generator import image_generators
 from experiments import SOURCES
 from runtime import UserError
 
-SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--log=False', '--num_test_tasks=2', '--test_num_updates=1']
 
 
@@ -78,6 +77,24 @@ def test_weights_that_were_trained_otherwise_are_named_as_such(trained, tmp_path
     with pytest.raises(UserError, match=r'config\.json, the settings of the run, cannot be read'):
         run_here(f'--logdir={tmp_path}', *test)
     config.write_text(kept)
+
+
+def test_adapted_weights_do_not_pass_for_those_of_the_run(tmp_path, capsys):
+    """Beside its config.json, from which they have their flags."""
+    for name in ('weights.npz', 'config.json'):
+        shutil.copy(MAIN.parent / 'results/omniglot_5way_1shot/maml/seed1' / name, tmp_path)
+    weights, adapted = tmp_path / 'weights.npz', tmp_path / 'adapted.npz'
+    new = image_folders.omniglot(tmp_path / 'new', characters=2, alphabets=1) / 'Alphabet0'
+    run_here(f'--adapt={new}', f'--init_from={weights}', f'--save_adapted={adapted}')
+    data = image_folders.omniglot(tmp_path / 'data')
+    flags = ['--datasource=omniglot', f'--data_dir={data}', '--train=False', '--test_set', '--num_test_tasks=2']
+    for tested, steps in ((weights, None), (adapted, 3)):
+        capsys.readouterr()
+        run_here(*flags, '--log=False', f'--logdir={tmp_path}/{tested.stem}', f'--init_from={tested}')
+        output = capsys.readouterr().out
+        assert ('--adapt took 3 steps' in output) == bool(steps) and ('<- paper 98.7' in output) == (not steps)
+        (result,) = (tmp_path / tested.stem).glob('*/test*.json')
+        assert json.loads(result.read_text()).get('adapted') == steps
 
 
 def test_tests_that_differ_have_files_of_their_own(trained, capsys):
@@ -152,7 +169,7 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
 def test_a_test_computes_the_tasks_that_are_asked_for(tmp_path):
     """In both kinds of batches; the first tasks are the same, however many there are."""
     folder, query = image_folders.omniglot(tmp_path), {'test': 2}
-    source = image_generators('omniglot', SOURCES['omniglot'], folder, query, 3, 1, query, 5, 1)['test']
+    source = image_generators(SOURCES['omniglot'], folder, query, 3, 1, query, 5, 1)['test']
     few, many = list(source.test_batches(8)), list(source.test_batches(60))
     assert [len(batch[0]) for batch in few] == [8] and [len(batch[0]) for batch in many] == [50, 10]
     for some, all_of_them in zip(few[0], many[0]):

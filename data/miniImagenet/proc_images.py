@@ -239,7 +239,7 @@ def count(folder):
     return f'{len(images)} x {sizes[0]}' + (f'-{sizes[-1]}' if sizes[1:] else '')
 
 
-def main(argv=None):
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = prepare.fail
     parser.add_argument(
@@ -251,7 +251,7 @@ def main(argv=None):
     parser.add_argument(
         '--dest', type=prepare.path, default=HERE, help='where the splits go (default: beside the script)'
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
 
     files = prepare.list_files(args.source, args.dest)
     if pickles := find_pickles(files):
