@@ -228,8 +228,10 @@ def test_bad_data_is_refused_with_one_line(tmp_path, spoil, words):
 
 
 def test_smaller_data_is_allowed_with_a_warning(tmp_path, capsys):
-    generator(image_folders.omniglot(tmp_path, characters=20, drawings=3))
+    generator(image_folders.omniglot(tmp_path / 'omniglot', characters=20, drawings=3))
     assert 'not the full 1623 x 20' in capsys.readouterr().err
+    generator(image_folders.miniimagenet(tmp_path / 'mini', images=3), datasource='miniimagenet')
+    assert 'not the full 64 x 600' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('spoil', ['few classes', 'few images', 'none', 'empty'])

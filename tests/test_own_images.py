@@ -294,6 +294,8 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--datasource=images --data_dir=/nowhere', ['/nowhere']),
         ('--datasource=images --img_size=1', ['--img_size=1']),
         ('--datasource=images --channels=2', ['--channels=2']),
+        ('--datasource=images --data_dir={many} --img_size=12 --num_classes=2 --train=False', ['no checkpoint']),
+        ('--datasource=images --data_dir={five} --train=False --init_from={damaged}/model2.npz', ['config.json']),
         ('--datasource=images --split=1,2', ['--split=']),
         ('--datasource=images --split=0,1,1', ['--split=']),
         ('--datasource=images --split=a,b,c', ['--split ']),
@@ -325,8 +327,10 @@ def test_bad_input_is_said_in_one_line(trained, tmp_path, flags, words):
     places = {'run': trained[1], 'empty': tmp_path / 'empty'}
     places['empty'].mkdir()
     places['copy'] = shutil.copytree(places['run'], tmp_path / 'copy')
-    for name, number in (('one', 1), ('three', 3), ('five', 5)):
-        places[name] = folders(tmp_path / name, names(number), images=1)
+    places['damaged'] = shutil.copytree(places['run'], tmp_path / 'damaged')
+    (places['damaged'] / 'config.json').write_text('{')
+    for name, number, images in (('one', 1, 1), ('three', 3, 1), ('five', 5, 1), ('many', 20, 2)):
+        places[name] = folders(tmp_path / name, names(number), images)
     with pytest.raises(UserError) as error:
         do(*(flag.format(**places) for flag in flags.split()), f'--logdir={tmp_path}')
     assert '\n' not in str(error.value) and all(word in str(error.value) for word in words), str(error.value)
