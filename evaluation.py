@@ -12,8 +12,9 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import report
-from experiments import source_of, test_name
+from experiments import source_of
 from images import pictures
+from naming import test_name
 
 DIVERGED = 100.0  # a squared error that no prediction within a sinusoid's range can have
 

@@ -23,6 +23,7 @@ import types
 
 import contradictions
 import experiments
+import naming
 import runtime
 from runtime import UserError
 
@@ -207,7 +208,7 @@ def run(config, origins, folder=None):
     from targets import papers  # whose table is written in these flags
 
     threads = runtime.start(config.threads)
-    folder = folder or os.path.join(config.logdir, experiments.run_name(config))
+    folder = folder or os.path.join(config.logdir, naming.run_name(config))
     # These import TensorFlow, which runtime.start has prepared.
     if getattr(config, 'adapt', None):
         import adapt

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import experiments
 import main
+import naming
 from runtime import UserError, logged
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -299,7 +300,7 @@ class Work:
     def result_path(self, test):
         """Return the path of what the test of this number writes."""
         config, _ = self.settings(train=False, **self.target.tests[test][1])
-        return self.folder / f'{experiments.test_name(config)}.json'
+        return self.folder / f'{naming.test_name(config)}.json'
 
     def done(self):
         """Return how many iterations are done, and the seconds they took (NaN: not known)."""

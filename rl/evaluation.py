@@ -7,7 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 import report
-from experiments import test_name
+from naming import test_name
 from rl.envs import FAMILIES
 from rl.envs.base import DirectionTask
 from rl.envs.point import PointEnv

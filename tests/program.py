@@ -9,8 +9,8 @@ import time
 
 import numpy as np
 
-import experiments
 import main
+import naming
 
 MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 SINE = 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'  # the folder of a run of 10-shot sinusoids
@@ -31,7 +31,7 @@ def run_here(*flags):
     """Do what main.py does with these flags, in this process; returns the run's folder."""
     config, origins = main.read_flags(list(map(str, flags)))
     main.run(config, origins)
-    return pathlib.Path(config.logdir, experiments.run_name(config))
+    return pathlib.Path(config.logdir, naming.run_name(config))
 
 
 def start(*flags):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import experiments
 import main
+import naming
 import training
 from networks import Convolutional
 from runtime import UserError
@@ -68,12 +69,12 @@ def test_the_oracle_only_pretrains():
 
 def test_run_names_are_the_originals():
     """The authors' own folder of MiniImagenet results, among others."""
-    assert experiments.run_name(resolve(datasource='miniimagenet')) == (
+    assert naming.run_name(resolve(datasource='miniimagenet')) == (
         'cls_5.mbs_4.ubs_1.numstep5.updatelr0.01hidden32maxpoolbatchnorm'
     )
-    assert experiments.run_name(resolve()) == 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
+    assert naming.run_name(resolve()) == 'cls_5.mbs_25.ubs_10.numstep1.updatelr0.01nonorm'
     names = {
-        experiments.run_name(resolve(datasource='omniglot', train=False, **given))
+        naming.run_name(resolve(datasource='omniglot', train=False, **given))
         for given in (
             {},
             {'conv': False},
@@ -94,14 +95,14 @@ def test_tests_that_differ_do_not_share_a_file():
     given += [{'update_batch_size': 5, 'train_update_batch_size': 1}, {'update_lr': 0.1, 'train_update_lr': 0.01}]
     given += [{'init_from': f'{run}/seed1/best.npz'} for run in ('a', 'b')]
     configs = [resolve(datasource='miniimagenet', train=False, **g) for g in given]
-    assert len({experiments.test_name(config) for config in configs}) == len(given)
-    assert experiments.test_name(configs[0], trained_seed=1) == experiments.test_name(configs[0])
-    assert experiments.test_name(configs[0], trained_seed=2) == experiments.test_name(configs[0]) + '_seed1'
+    assert len({naming.test_name(config) for config in configs}) == len(given)
+    assert naming.test_name(configs[0], trained_seed=1) == naming.test_name(configs[0])
+    assert naming.test_name(configs[0], trained_seed=2) == naming.test_name(configs[0]) + '_seed1'
     sinusoids = [resolve(train=False, test_query=query) for query in (10, 50)]
-    assert experiments.test_name(sinusoids[1]) == experiments.test_name(sinusoids[0]) + '_query50'
+    assert naming.test_name(sinusoids[1]) == naming.test_name(sinusoids[0]) + '_query50'
     learned, _ = main.read_flags(['--learn_update_lr', '--train=False'])
-    assert experiments.test_name(learned) == 'test_ubs10_stepsizelearned'
-    assert len({experiments.run_name(config) for config in configs}) == 1
+    assert naming.test_name(learned) == 'test_ubs10_stepsizelearned'
+    assert len({naming.run_name(config) for config in configs}) == 1
 
 
 def test_the_best_policy_is_what_reinforcement_learning_tests_anyway():

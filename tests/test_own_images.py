@@ -20,6 +20,7 @@ import experiments
 import figures
 import images as images_module
 import main
+import naming
 import training
 from networks import Convolutional
 from runtime import UserError
@@ -71,7 +72,7 @@ def trained(tmp_path_factory):
     flags = ['--datasource=images', f'--data_dir={place}/data', '--num_classes=4', '--channels=3', '--update_lr=0.3']
     flags += ['--split=4,0,1', f'--logdir={place}/logs', '--metatrain_iterations=2', '--test_num_updates=3', *SHORT]
     config = do(*flags, '--test_set')
-    return flags, pathlib.Path(config.logdir, experiments.run_name(config))
+    return flags, pathlib.Path(config.logdir, naming.run_name(config))
 
 
 def test_training_and_testing(trained, capsys):

@@ -9,6 +9,7 @@ from test_rl_training import TINY, run_here, saved_weights, settings
 
 import experiments
 import main
+import naming
 from rl import evaluation, training
 from rl.envs import FAMILIES
 from rl.maml_trpo import MetaIteration, meta_iteration
@@ -70,7 +71,7 @@ def test_runs_that_differ_do_not_share_a_folder():
     given += [{'kl_constrain_step': 0}, {'hvp': 'exact'}, {'subsample_factor': 0.5}, {'gae_lambda': 0.9}]
     given += [{'likelihood_ratio': True}]
     given += [{'baseline': b} for b in ('pretrain', 'oracle', 'random', 'context')]
-    assert len({experiments.run_name(settings(**g)) for g in given}) == len(given)
+    assert len({naming.run_name(settings(**g)) for g in given}) == len(given)
 
 
 def test_the_flags_reach_the_outer_step():
@@ -150,12 +151,12 @@ def test_each_inner_step_goes_on_from_the_last_one(monkeypatch):
 def test_another_seed_of_a_test_has_other_tasks_and_a_name_of_its_own():
     first, second = settings('cheetah_dir'), settings('cheetah_dir', test_seed=2)
     assert (evaluation.test_tasks(first) != evaluation.test_tasks(second)).any()
-    assert experiments.test_name(second) == experiments.test_name(first) + '_seed2'
-    assert experiments.test_name(settings('ant_dir', test_seed=2)) == experiments.test_name(settings('ant_dir'))
+    assert naming.test_name(second) == naming.test_name(first) + '_seed2'
+    assert naming.test_name(settings('ant_dir', test_seed=2)) == naming.test_name(settings('ant_dir'))
     one_worker = settings('cheetah_dir', test_sampling_workers=1)
-    assert experiments.test_name(one_worker) == experiments.test_name(first) + '_workers1'
+    assert naming.test_name(one_worker) == naming.test_name(first) + '_workers1'
     less_noise = settings('cheetah_dir', gae_lambda=0.9)
-    assert experiments.test_name(less_noise) == experiments.test_name(first) + '_lambda0.9'
+    assert naming.test_name(less_noise) == naming.test_name(first) + '_lambda0.9'
 
 
 def test_returns_by_direction():

@@ -12,8 +12,8 @@ import tensorflow as tf
 from PIL import Image
 from program import assert_same_state, run, start, wait_for
 
-import experiments
 import main
+import naming
 import runtime
 from rl import evaluation, training, video
 from rl.envs import FAMILIES
@@ -37,7 +37,7 @@ def run_here(tmp_path, **given):
     """What main.py does with these flags, in this process; returns the configuration and the run's folder."""
     config = settings(**TINY | {'logdir': str(tmp_path), 'metatrain_iterations': 2, 'save_interval': 1} | given)
     main.run(config, {})
-    return config, tmp_path / experiments.run_name(config)
+    return config, tmp_path / naming.run_name(config)
 
 
 def saved_weights(path):

@@ -14,6 +14,7 @@ from program import MAIN, SINE, command, run, run_here, start, wait_for
 import data_generator
 import experiments
 import main
+import naming
 from data_generator import image_generators
 from experiments import SOURCES
 from runtime import UserError
@@ -109,11 +110,11 @@ def test_tests_that_differ_have_files_of_their_own(trained, capsys):
     ours = {'test_ubs10_stepsize0.01_tasks3_steps1', 'test_ubs10_stepsize0.01_itr200_tasks3_steps1'}
     assert {test.stem for test in (trained / SINE).glob('test*.json')} == names | ours
     for flags, name in (([], ''), (['--datasource=point', '--test_num_updates=3'], '_steps3')):
-        assert experiments.beyond_the_paper(main.read_flags(flags)[0]) == name
+        assert naming.beyond_the_paper(main.read_flags(flags)[0]) == name
     for source in experiments.SOURCES:
-        assert experiments.beyond_the_paper(main.read_flags([f'--datasource={source}'])[0]) == ''
+        assert naming.beyond_the_paper(main.read_flags([f'--datasource={source}'])[0]) == ''
     oracle = main.read_flags(['--datasource=point', '--baseline=oracle'])[0]
-    assert experiments.beyond_the_paper(oracle) == ''
+    assert naming.beyond_the_paper(oracle) == ''
 
 
 def test_a_folder_is_trained_by_one_process_at_a_time(tmp_path):
@@ -137,7 +138,7 @@ def test_the_authors_command_finds_the_run():
     tested = main.read_flags(
         ['--datasource=miniimagenet', '--train=False', '--update_batch_size=5', '--train_update_batch_size=1']
     )[0]
-    assert tested.meta_batch_size == 4 and experiments.run_name(tested) == experiments.run_name(trained)
+    assert tested.meta_batch_size == 4 and naming.run_name(tested) == naming.run_name(trained)
 
 
 def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
