@@ -23,7 +23,8 @@ import curves
 import runtime
 from experiments import SOURCES
 from runtime import UserError
-from targets import FIGURES, ROOT, TARGETS, Work, papers
+from targets import FIGURES, ROOT, TARGETS, papers
+from work import Work
 
 with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext():
     os.environ['MPLBACKEND'] = 'agg'  # a notebook's, which its programs inherit, may not be there for them

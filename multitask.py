@@ -11,7 +11,6 @@ import os
 import numpy as np
 import tensorflow as tf
 
-import checkpoint
 from data_generator import REGRESSOR, SinusoidGenerator
 from experiments import print_settings
 from report import write_json
@@ -87,17 +86,15 @@ def train(config, origins, threads, model, folder):
     kind = config.baseline.removeprefix('multitask_')
     print_settings(config, origins, threads)
     regressor = Regressor(model.network, config.meta_lr, config.seed)
-    begun = config.resume and checkpoint.exists(folder)
-    record = (
-        read_record(os.path.join(folder, RECORD)) if begun else search(regressor, kind) | {'errors': [], 'steps': []}
-    )
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
+        path = os.path.join(folder, RECORD)
+        record = read_record(path) if run.iteration else search(regressor, kind) | {'errors': [], 'steps': []}
         while run.goes_on():
             number = run.iteration
             error, steps = add(regressor, number, model.weights, kind, record['strength'], STARTS)
             for key, value in (('errors', error), ('steps', steps)):
                 record[key] = [*record[key][:number], value]
-            write_json(os.path.join(folder, RECORD), record)
+            write_json(path, record)
             run.progress.set_postfix_str(f'error {error:.4f} after {steps} steps')
             run.advance(number + 1)
     above = sum(error >= GOOD for error in record['errors'])

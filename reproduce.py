@@ -24,9 +24,10 @@ import threading
 
 import main
 import runtime
+from results_tables import seeds, show_list, tables
 from runtime import UserError
-from tables import seeds, show_list, tables
-from targets import FIGURES, ROOT, Work, select
+from targets import FIGURES, ROOT, select
+from work import Work
 
 
 def check(work, tasks):

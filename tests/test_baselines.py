@@ -16,6 +16,7 @@ import training
 from data_generator import SinusoidGenerator
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
+from run import locked
 from runtime import UserError
 
 SOURCE = experiments.SOURCES['sinusoid']
@@ -117,7 +118,14 @@ def test_the_strength_is_the_largest_that_leaves_the_fits_good(regressor, monkey
 
 def test_each_regressor_has_the_strength_that_was_found_and_several_starts(monkeypatch, tmp_path):
     added, fitted = [], []
-    monkeypatch.setattr(multitask, 'search', lambda regressor, kind: {'strength': 0.3, 'search': []})
+
+    def search(regressor, kind):
+        (folder,) = tmp_path.iterdir()
+        with pytest.raises(UserError, match='being trained'), locked(folder):  # while it searches, too
+            pass
+        return {'strength': 0.3, 'search': []}
+
+    monkeypatch.setattr(multitask, 'search', search)
     monkeypatch.setattr(multitask, 'add', lambda *arguments: added.append(arguments[3:]) or (0.01, 100))
     flags = ['--baseline=multitask_l2', '--metatrain_iterations=2', '--num_test_tasks=2', '--test_num_updates=1']
     run_here(*flags, '--log=False', '--update_lr=0.01', f'--logdir={tmp_path}')

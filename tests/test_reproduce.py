@@ -16,12 +16,13 @@ import tensorflow_probability as tfp
 
 import main
 import reproduce
+import results_tables as tables
 import run
-import tables
 import targets
 from networks import FullyConnected
 from runtime import UserError
-from targets import Target, Work
+from targets import Target
+from work import Work
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / 'results'

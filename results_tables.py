@@ -4,7 +4,8 @@ import csv
 import math
 import statistics
 
-from targets import ROOT, STUDY, TARGETS, Work, arguments
+from targets import ROOT, STUDY, TARGETS, arguments
+from work import Work
 
 BEGIN, END = '<!-- written by reproduce.py --table -->', '<!-- end of what reproduce.py wrote -->'
 
