@@ -22,12 +22,10 @@ import report
 import training
 from experiments import source_of
 from images import OWN_ENDINGS, decode, entries, is_image, own_files, pictures, warn_of_unused
-from maml import MAML
-from networks import FullyConnected
-from regression import numbers, read_csv, standardised, trained_settings
+from regression import of_tables, read_columns, read_csv, standardised, trained_settings
 from run import keep_to
 from runtime import UserError, replacing
-from utils import mse, xent
+from utils import xent
 
 
 def run(config):
@@ -43,6 +41,19 @@ def keep(config, theta, what):
         earlier = report.in_place_of(config.save_adapted)
         checkpoint.write_adapted(config, theta)
         print(f'adapted weights: {config.save_adapted}{earlier}')
+
+
+def write_predictions(config, rows):
+    """Write predictions.csv in config.logdir; return where it is, and whether there was one before, in words."""
+    rows = list(rows)
+    os.makedirs(config.logdir, exist_ok=True)
+    path = os.path.join(config.logdir, 'predictions.csv')
+    if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
+        raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
+    earlier = report.in_place_of(path)
+    with replacing(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
+        csv.writer(file).writerows(rows)
+    return path + earlier
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------
@@ -65,15 +76,13 @@ def adapt_to_images(config):
     keep(config, theta, ', '.join(f'{len(files)} of {name}' for name, files in classes.items()))
     if config.predict:
         answers = predict(model, theta, support, queries, len(classes))
-        os.makedirs(config.logdir, exist_ok=True)
-        path = os.path.join(config.logdir, 'predictions')
-        table = path + '.csv' + report.in_place_of(path + '.csv')
-        write(path + '.csv', list(classes), files, answers)
-        print(f'{len(files)} images of {config.predict} classified, each together with the support set: {table}')
+        written = write_predictions(config, of_images(list(classes), files, answers))
+        print(f'{len(files)} images of {config.predict} classified, each together with the support set: {written}')
         if config.log:
             first = np.unique(labels, return_index=True)[1]
             shown = pictures(support[first], source), pictures(queries, source)
-            report.draw(path + '.png', lambda figures: figures.of_predictions(list(classes), *shown, answers))
+            path = os.path.join(config.logdir, 'predictions.png')
+            report.draw(path, lambda figures: figures.of_predictions(list(classes), *shown, answers))
 
 
 def new_classes(config):
@@ -137,13 +146,11 @@ def predict(model, theta, support, queries, classes):
     return answers
 
 
-def write(path, names, files, answers):
-    """Write the file, the class and the probability of each class for every image, as a table."""
-    with replacing(path, newline='', encoding='utf-8', errors='surrogateescape') as file:
-        rows = csv.writer(file)
-        rows.writerow(['file', 'class', *(f'p({name})' for name in names)])
-        for name, answer in zip(files, answers):
-            rows.writerow([name, names[answer.argmax()], *(f'{p:.6f}' for p in answer)])
+def of_images(names, files, answers):
+    """Yield the rows of predictions.csv: the file, the class and the probability of each class for every image."""
+    yield ['file', 'class', *(f'p({name})' for name in names)]
+    for file, answer in zip(files, answers):
+        yield [file, names[answer.argmax()], *(f'{p:.6f}' for p in answer)]
 
 
 # ---- Tables ----------------------------------------------------------------------------------------------------
@@ -154,32 +161,23 @@ def adapt_to_table(config):
     trained = trained_settings(config.init_from)
     keep_to(config, trained, ['x_columns', 'y_columns', 'hidden', 'norm'])
     x, y, standard = config.x_columns, config.y_columns, trained['standard']
-    support = standardised(numbers(config.adapt, x + y), standard)
-    new = standardised(numbers(config.predict, x), standard) if config.predict else None
-    network = FullyConnected(len(x), len(y), tuple(config.hidden), config.norm)
-    inner = {name: getattr(config, name) for name in ('update_lr', 'num_updates', 'learn_update_lr')}
-    model = MAML(network, mse, vectorize=True, **inner)
+    support = standardised(read_columns(config.adapt, x + y), standard)
+    new = standardised(read_columns(config.predict, x), standard) if config.predict else None
+    model = training.make_model(config, of_tables(config, source_of(config)), threads=1)
     checkpoint.restore_weights(config.init_from, model)
     theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
     keep(config, theta, f'{len(support)} rows of {config.adapt}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-        written = write_predictions(config, y, model.forward(new, theta) * deviation + mean)
+        answers = model.forward(new, theta) * deviation + mean
+        written = write_predictions(config, of_rows(*read_csv(config.predict), y, answers))
         print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')
 
 
-def write_predictions(config, names, answers):
-    """Write predictions.csv in config.logdir, all columns of config.predict and the predicted ones; say where."""
+def of_rows(header, rows, names, answers):
+    """Yield the rows of predictions.csv: those of a table with all its columns, and the predicted ones."""
     if not np.isfinite(answers).all():
         raise UserError('the predictions are not finite: try a smaller --update_lr')
-    header, rows = read_csv(config.predict)
-    os.makedirs(config.logdir, exist_ok=True)
-    path = os.path.join(config.logdir, 'predictions.csv')
-    if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
-        raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
-    earlier = report.in_place_of(path)
-    with replacing(path, newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *(f'predicted {name}' for name in names)])
-        writer.writerows([*row, *(f'{value:.6g}' for value in answer)] for (_, row), answer in zip(rows, answers))
-    return path + earlier
+    yield [*header, *(f'predicted {name}' for name in names)]
+    for (_, row), answer in zip(rows, answers):
+        yield [*row, *(f'{value:.6g}' for value in answer)]

@@ -36,19 +36,8 @@ boolean, enum, integer, number, text, several = (
     for kind in ('bool', 'enum', 'integer', 'float', 'string', 'list')
 )
 
-# Dataset and method
+# Flags of all data sources
 enum('datasource', 'sinusoid', list(experiments.SOURCES), 'where the tasks come from.')
-text('data_dir', None, "folder of the prepared images, or of tables; default: the data source's folder in data/.")
-several('x_columns', None, 'names of columns of the tables, with commas between; default: all others.')
-several('y_columns', None, 'names of columns of the tables, with commas between; default: the last one.')
-integer('num_classes', None, 'number of classes used in classification (N of N-way).')
-integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
-integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
-several(
-    'split',
-    None,
-    'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
-)
 enum(
     'baseline',
     None,
@@ -60,12 +49,97 @@ enum(
     case_sensitive=False,
 )
 integer('seed', 1, 'seed of the weights and of all draws of tasks.')
-
-# Training
-integer('pretrain_iterations', None, 'number of pretraining iterations.')
 integer('metatrain_iterations', None, 'number of meta-training iterations.')
 integer('meta_batch_size', None, 'number of tasks sampled per meta-update.')
+integer(
+    'update_batch_size',
+    None,
+    'examples of a class in the inner update (K of K-shot); reinforcement learning: rollouts of a task, before and '
+    'after it.',
+)
+number('update_lr', None, 'step size alpha of the inner update.')
+integer('num_updates', None, 'number of inner updates in training.')
+boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
+text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
+boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
+boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
+text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
+boolean('resume', True, 'go on from the newest checkpoint of the same run.')
+integer('save_interval', None, 'iterations between checkpoints.')
+integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
+boolean('train', True, 'True to train (and then test), False to test.')
+text(
+    'test_iter',
+    '-1',
+    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set, which sinusoids have '
+    'not. Reinforcement learning: -1 and best are the one with the best average return.',
+)
+integer('num_test_tasks', None, 'number of tasks in a test.')
+integer('test_num_updates', None, 'inner updates in a test.')
+integer('threads', None, 'cores to use; default: all.')
+boolean('help', False, 'show this help.', short_name='h')
+BOTH = set(FLAGS)
+
+# Supervised learning alone
+text('data_dir', None, "folder of the prepared images, or of tables; default: the data source's folder in data/.")
+several('x_columns', None, 'names of columns of the tables, with commas between; default: all others.')
+several('y_columns', None, 'names of columns of the tables, with commas between; default: the last one.')
+integer('num_classes', None, 'number of classes used in classification (N of N-way).')
+integer('img_size', None, "side of your own images, to which they are resized; default: the images' own.")
+integer('channels', None, "1 (grey) or 3 (colour) for your own images; default: the images' own.")
+several(
+    'split',
+    None,
+    'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
+)
+integer('pretrain_iterations', None, 'number of pretraining iterations.')
 number('meta_lr', None, 'step size beta of the outer update (Adam).')
+integer('train_query', None, 'query examples of a class in training.')
+enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
+integer('num_filters', None, 'filters of each convolution.')
+several('hidden', None, 'sizes of the hidden layers, for tables.')
+boolean('conv', None, 'convolutional network, or fully connected (images only).')
+boolean('max_pool', None, 'max-pool rather than strided convolutions.')
+enum(
+    'precision',
+    'float32',
+    ['float32', 'mixed'],
+    'mixed: convolutions and the maps between them in bfloat16, all else in float32; faster on processors with '
+    'amx_bf16, or with avx512_bf16 by AMD (images only).',
+)
+boolean('test_set', False, 'test on the test set, not on the validation set.')
+integer(
+    'test_query',
+    None,
+    "query examples of a class in a test; default K, as the paper's code did; 15 is the usual protocol today.",
+)
+integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
+several('update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.')
+number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
+enum(
+    'distribute',
+    None,
+    ['mirrored', 'multiworker'],
+    'divide the tasks of a meta-batch over all devices of this machine, or over the processes that TF_CONFIG names '
+    '(distribute.py).',
+)
+# ... and the use of what is trained (adapt.py)
+text(
+    'adapt',
+    None,
+    'folder of new classes, a folder of images each, or a table with a few rows of a new task, to which to adapt the '
+    'weights of --init_from.',
+)
+text(
+    'predict',
+    None,
+    'folder of the images that are to be classified then, into predictions.csv and .png in --logdir, or table with the '
+    'rows whose y is to be predicted.',
+)
+text('save_adapted', None, 'a .npz to keep the adapted weights in.')
+SUPERVISED_ONLY = set(FLAGS) - BOTH
+
+# Reinforcement learning alone
 number('meta_step_size', None, "limit of the outer update's mean KL divergence (TRPO).")
 integer(
     'kl_constrain_step',
@@ -85,116 +159,28 @@ number(
     'lambda of the generalised advantage estimates, in training and tests; below 1 they have less noise, but a bias.',
 )
 integer(
-    'update_batch_size',
-    None,
-    'examples of a class in the inner update (K of K-shot); reinforcement learning: rollouts of a task, before and '
-    'after it.',
-)
-integer(
     'sampling_workers',
     None,
     'how many workers sample a task: each finishes the path that it is in when the rollouts suffice, and all are kept.',
 )
-integer('train_query', None, 'query examples of a class in training.')
-number('update_lr', None, 'step size alpha of the inner update.')
-integer('num_updates', None, 'number of inner updates in training.')
-boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
-text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
-
-# Use of what is trained (adapt.py)
-text(
-    'adapt',
-    None,
-    'folder of new classes, a folder of images each, or a table with a few rows of a new task, to which to adapt the '
-    'weights of --init_from.',
-)
-text(
-    'predict',
-    None,
-    'folder of the images that are to be classified then, into predictions.csv and .png in --logdir, or table with the '
-    'rows whose y is to be predicted.',
-)
-text('save_adapted', None, 'a .npz to keep the adapted weights in.')
-
-# Model
-enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
-integer('num_filters', None, 'filters of each convolution.')
-several('hidden', None, 'sizes of the hidden layers, for tables.')
-boolean('conv', None, 'convolutional network, or fully connected (images only).')
-boolean('max_pool', None, 'max-pool rather than strided convolutions.')
-boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
 boolean(
     'likelihood_ratio',
     False,
     'differentiate the inner update as that of a likelihood ratio, which knows how samples depend on the weights; the '
     "original's log-likelihood does not.",
 )
-enum(
-    'precision',
-    'float32',
-    ['float32', 'mixed'],
-    'mixed: convolutions and the maps between them in bfloat16, all else in float32; faster on processors with '
-    'amx_bf16, or with avx512_bf16 by AMD (images only).',
-)
-
-# Logging, saving and testing
-boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
-text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
-boolean('resume', True, 'go on from the newest checkpoint of the same run.')
-integer('save_interval', None, 'iterations between checkpoints.')
-integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
-boolean('train', True, 'True to train (and then test), False to test.')
-text(
-    'test_iter',
-    '-1',
-    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set, which sinusoids have '
-    'not. Reinforcement learning: -1 and best are the one with the best average return.',
-)
-boolean('test_set', False, 'test on the test set, not on the validation set.')
-integer('num_test_tasks', None, 'number of tasks in a test.')
-integer('test_num_updates', None, 'inner updates in a test.')
-integer(
-    'test_query',
-    None,
-    "query examples of a class in a test; default K, as the paper's code did; 15 is the usual protocol today.",
-)
-integer('train_update_batch_size', -1, 'K of the training run, to test with another one.')
-several('update_lr_grid', None, 'step sizes, of which a test takes the best on validation tasks.')
-number('train_update_lr', -1, 'alpha of the training run, to test with another one.')
 integer('test_update_batch_size', None, 'rollouts of a task before and after each inner update in a test.')
 integer('test_sampling_workers', None, 'how many workers sample a task in a test, see --sampling_workers.')
 number('test_update_lr', None, 'alpha in a test; updates beyond those of training take half of it.')
 integer('test_seed', None, 'seed of the tasks of a test and of the noise in it.')
 integer('random_policies', None, 'with --baseline=random: how many untrained policies the test is the mean of.')
 text('video', None, 'a .gif to write: a policy before and after adaptation (with --train=False).')
-integer('threads', None, 'cores to use; default: all.')
-enum(
-    'distribute',
-    None,
-    ['mirrored', 'multiworker'],
-    'divide the tasks of a meta-batch over all devices of this machine, or over the processes that TF_CONFIG names '
-    '(distribute.py).',
-)
-boolean('help', False, 'show this help.', short_name='h')
+RL_ONLY = set(FLAGS) - BOTH - SUPERVISED_ONLY
 
 # The flags that --adapt reads; the weights bring the rest.
 ADAPTING = {
     *experiments.OF_WEIGHTS,
     *('adapt', 'predict', 'save_adapted', 'init_from', 'logdir', 'log', 'train', 'threads', 'x_columns', 'y_columns'),
-}
-
-# Flags of one kind of learning, refused with the data sources of the other kind.
-SUPERVISED_ONLY = {
-    *('data_dir', 'num_classes', 'pretrain_iterations', 'meta_lr', 'train_query', 'norm', 'num_filters', 'conv'),
-    *('max_pool', 'test_set', 'test_query', 'train_update_batch_size', 'train_update_lr', 'update_lr_grid'),
-    'distribute',
-    *('img_size', 'channels', 'split', 'adapt', 'predict', 'save_adapted'),
-    *('x_columns', 'y_columns', 'hidden', 'precision'),
-}
-RL_ONLY = {
-    *('meta_step_size', 'kl_constrain_step', 'sampling_workers', 'test_update_batch_size', 'test_sampling_workers'),
-    *('test_update_lr', 'video', 'random_policies', 'hvp', 'subsample_factor', 'test_seed', 'gae_lambda'),
-    'likelihood_ratio',
 }
 
 
@@ -302,13 +288,14 @@ def which_checkpoint(value, rl):
 
 def help_text():
     """Return what --help shows: the flags by kind of learning, with their defaults or the paper's values."""
-    paper, kinds = {}, {True: 'reinforcement learning', False: 'supervised learning'}
+    unset, kinds = {}, {True: 'reinforcement learning', False: 'supervised learning'}
     for where, settings, origin in experiments.PAPER:
         condition = ', '.join(kinds[value] if flag == 'rl' else f'{flag}={value}' for flag, value in where.items())
         for flag, value in settings.items():
-            paper.setdefault(flag, []).append(f'{value} ({condition}{", our choice" * ("our choice" in origin)})')
+            who = condition + ', our choice' * ('our choice' in origin)
+            unset.setdefault(flag, {}).setdefault(str(value), []).append(who)
     groups = {
-        'All data sources': set(FLAGS) - SUPERVISED_ONLY - RL_ONLY - {'h'},
+        'All data sources': BOTH - {'h'},
         'Supervised learning alone': SUPERVISED_ONLY,
         'Reinforcement learning alone': RL_ONLY,
     }
@@ -317,7 +304,8 @@ def help_text():
         lines += ['', f'{title}:']
         for name in (name for name in FLAGS if name in names):
             default = f' Default: {FLAGS[name].default}.' if FLAGS[name].default not in (None, -1) else ''
-            values = f' Paper: {"; ".join(paper[name])}.' if name in paper else ''
+            values = '; '.join(f'{value} ({"; ".join(who)})' for value, who in unset.get(name, {}).items())
+            values = f' Unset: {values}.' if values else ''
             line = f'  --{name}: {FLAGS[name].help}{default}{values}'
             lines.append(textwrap.fill(line, 100, subsequent_indent=' ' * 6))
     return '\n'.join(lines)

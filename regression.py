@@ -105,7 +105,7 @@ def make_data(config, source, folder):
     if not trained:
         choose_columns(config, read_csv(files['train'][0])[0], files['train'][0])
     columns = config.x_columns + config.y_columns
-    tables = {split: [numbers(path, columns) for path in files[split]] for split in wanted}
+    tables = {split: [read_columns(path, columns) for path in files[split]] for split in wanted}
     if not trained:
         rows = np.concatenate(tables['train'])
         with np.errstate(over='ignore'):
@@ -123,10 +123,13 @@ def make_data(config, source, folder):
         how = (len(config.x_columns), scale, unit, config, split == 'train', source.block)
         generators[split] = TableGenerator(found, files[split], *how)
         generators[split].digest = digest['value']
-    source = dataclasses.replace(
-        source, dim_input=len(config.x_columns), dim_output=len(config.y_columns), dim_hidden=tuple(config.hidden)
-    )
-    return {**generators, 'test': generators[test_split]}, source
+    return {**generators, 'test': generators[test_split]}, of_tables(config, source)
+
+
+def of_tables(config, source):
+    """Return the Source with the columns of these tables, and the network's layers, from the settings."""
+    sizes = {'dim_input': len(config.x_columns), 'dim_output': len(config.y_columns)}
+    return dataclasses.replace(source, **sizes, dim_hidden=tuple(config.hidden))
 
 
 def newest(folder):
@@ -207,7 +210,7 @@ def read_csv(path):
     return header, rows
 
 
-def numbers(path, columns):
+def read_columns(path, columns):
     """Return these columns of a CSV file, float64 [rows, columns]; UserError where one is missing or no number."""
     header, rows = read_csv(path)
     if not rows:

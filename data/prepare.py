@@ -268,41 +268,18 @@ def write(path, data):
 
 
 def download(url, path, md5):
-    """Fetch url to path unless it is there, going on where an earlier run broke off; check its MD5."""
-    part = path.with_name(path.name + '.part')
-    if _md5(path) == md5:
+    """Fetch url to path, unless it is there; check its MD5."""
+    if path.exists() and _md5(path.read_bytes()) == md5:
         return
-    if _md5(part) != md5:
-        _fetch(url, part)
-    if (found := _md5(part)) != md5:
-        part.unlink()
-        fail(f'{url} has MD5 {found}, not {md5}: deleted; run again, or bring the archive and give --source')
-    os.replace(part, path)
-
-
-def _md5(path):
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.exists() else None
-
-
-def _fetch(url, part):
-    part.parent.mkdir(parents=True, exist_ok=True)
-    have = part.stat().st_size if part.exists() else 0
     try:
-        request = urllib.request.Request(url, headers={'Range': f'bytes={have}-'} if have else {})
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            have = have if reply.status == 206 else 0  # 200: the server sends all of it again
-            length = int(reply.headers.get('Content-Length', 0))
-            with (
-                open(part, 'ab' if have else 'wb') as file,
-                progress(desc=part.stem, initial=have, total=have + length, unit='B', unit_scale=True) as bar,
-            ):
-                while chunk := reply.read(1 << 16):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-        if length and part.stat().st_size < have + length:  # http.client does not tell
-            raise OSError(f'broke off after {part.stat().st_size:,} of {have + length:,} bytes')
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            data = reply.read()
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if getattr(error, 'code', None) == 416:  # what we have is longer than the file: start over
-            part.unlink()
-            return _fetch(url, part)
-        fail(f'cannot fetch {url} ({error}); run again to go on, or bring the archive and give --source')
+        fail(f'cannot fetch {url} ({error}); run again, or bring the archive and give --source')
+    if (found := _md5(data)) != md5:
+        fail(f'{url} has MD5 {found}, not {md5}; run again, or bring the archive and give --source')
+    write(path, data)
+
+
+def _md5(data):
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

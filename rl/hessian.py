@@ -74,7 +74,7 @@ class KlHessian:
             phis = self.maml.policies(unflatten(theta, self.maml.shapes), task)
             inner = [keep_inner(self.policy, phis[j], steps[j], task[j], i) for j in range(self.updates)]
             phi, x = phis[self.updates], steps[self.updates].observations[i]
-            return *inner, Kept({k: phi[k] for k in self.policy.shapes}, hidden_layers(self.policy, phi, x))
+            return *inner, Kept({k: phi[k] for k in self.policy.shapes}, layers(self.policy, phi, x)[:-1])
 
         return map_tasks(one_task, steps[0], self._kept_spec(), self.maml.threads)
 
@@ -109,14 +109,9 @@ class KlHessian:
         return tf.reduce_sum(products, axis=0) / tf.reduce_sum(steps[self.updates].valid)
 
 
-def hidden_layers(policy, phi, x):
-    """Return the values of the hidden layers, [rows, size] each, for observations x [rows, obs_dim]."""
-    nonlinearity, _ = NONLINEARITIES[policy.nonlinearity]
-    hidden = []
-    for k in range(len(policy.hidden_sizes)):
-        x = nonlinearity(x @ phi[f'W{k}'] + phi[f'b{k}'])
-        hidden.append(x)
-    return tuple(hidden)
+def layers(policy, phi, x):
+    """Return the values of the hidden layers and the mean, [rows, size] each, for observations x [rows, obs_dim]."""
+    return policy.layers(phi, x, NONLINEARITIES[policy.nonlinearity][0])
 
 
 def row_weights(samples, i):
@@ -126,13 +121,13 @@ def row_weights(samples, i):
 
 def keep_inner(policy, phi, samples, task, i):
     """Return the Kept of task i's policy before an inner step; task: its samples without padding."""
-    phi, hidden = {name: phi[name] for name in policy.shapes}, hidden_layers(policy, phi, samples.observations[i])
-    mean, log_std = policy.mean_and_log_std(phi, samples.observations[i])
-    deltas = [row_weights(samples, i) * (samples.actions[i] - mean) / tf.exp(2 * log_std)]
+    phi = {name: phi[name] for name in policy.shapes}
+    *hidden, mean = layers(policy, phi, samples.observations[i])
+    deltas = [row_weights(samples, i) * (samples.actions[i] - mean) / tf.exp(2 * policy.log_std(phi))]
     for k in reversed(range(len(hidden))):
         back = tf.matmul(deltas[0], phi[f'W{k + 1}'], transpose_b=True)
         deltas.insert(0, SLOPE[policy.nonlinearity](hidden[k]) * back)
-    return Kept(phi, hidden, tuple(deltas), flat_tensor(policy_gradient(policy, phi, task)))
+    return Kept(phi, tuple(hidden), tuple(deltas), flat_tensor(policy_gradient(policy, phi, task)))
 
 
 def inner_hessian(policy, kept, samples, i, v, likelihood_ratio):

@@ -70,7 +70,7 @@ class GaussianPolicy:
     def mean_and_log_std(self, weights, observations):
         """Return the action distribution's parameters: mean [..., rows, act_dim] and log std [..., act_dim]."""
         nonlinearity, _ = NONLINEARITIES[self.nonlinearity]
-        return self._mlp(weights, observations, nonlinearity), self.log_std(weights)
+        return self.layers(weights, observations, nonlinearity)[-1], self.log_std(weights)
 
     def log_std(self, weights):
         """Return the log standard deviation of the actions, [..., act_dim]."""
@@ -84,20 +84,21 @@ class GaussianPolicy:
         [tasks, rows, act_dim], neither scaled nor clipped.
         """
         _, nonlinearity = NONLINEARITIES[self.nonlinearity]
-        mean = self._mlp(weights, np.asarray(observations, np.float32), nonlinearity)
+        mean = self.layers(weights, np.asarray(observations, np.float32), nonlinearity)[-1]
         log_std = np.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
         return mean + np.exp(log_std)[..., None, :] * np.asarray(noise, np.float32)
 
-    def _mlp(self, weights, x, nonlinearity):
-        """Apply the network, to NumPy arrays and to tensors alike."""
+    def layers(self, weights, x, nonlinearity):
+        """Return the values of the hidden layers and the mean, [..., rows, size] each; arrays and tensors alike."""
         W, b = weights['W0'], weights['b0']
         if self.context_size:  # [o, z] W = o W[:obs_dim] + z W[obs_dim:], and the second term is one for all rows
             b = b + (weights['context'][..., None, :] @ W[..., self.obs_dim :, :])[..., 0, :]
             W = W[..., : self.obs_dim, :]
+        layers = [x]
         for i in range(len(self.hidden_sizes)):
-            x = nonlinearity(x @ W + b[..., None, :])
+            layers.append(nonlinearity(layers[-1] @ W + b[..., None, :]))
             W, b = weights[f'W{i + 1}'], weights[f'b{i + 1}']
-        return x @ W + b[..., None, :]
+        return *layers[1:], layers[-1] @ W + b[..., None, :]
 
 
 def gaussian(mean, log_std):

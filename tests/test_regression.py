@@ -99,7 +99,7 @@ def test_columns_are_standardised_by_the_training_tables(folder):
     """The last column is y unless another is named; a constant column is 0."""
     config, data, source = make_data(folder, x_columns=['t'], y_columns=['income'])
     for path in folder.iterdir():  # the same once more, with a constant column and in the order of x and y
-        rows = regression.numbers(str(path), ['t', 'income'])
+        rows = regression.read_columns(str(path), ['t', 'income'])
         write_table(path, np.insert(rows, 0, 9.81, axis=1), 'g,t,income')  # whose mean is not 9.81
     config, data, source = make_data(folder)
     assert (config.x_columns, config.y_columns) == (['g', 't'], ['income'])
@@ -107,7 +107,7 @@ def test_columns_are_standardised_by_the_training_tables(folder):
     rows = np.concatenate(data['train'].tables)
     np.testing.assert_allclose(rows.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(rows.std(0), [0, 1, 1], atol=1e-5)
-    raw = regression.numbers(regression.find_tables(folder, 1)[0]['test'][0], ['g', 't', 'income'])
+    raw = regression.read_columns(regression.find_tables(folder, 1)[0]['test'][0], ['g', 't', 'income'])
     back = data['test'].tables[0] * np.array(config.standard['deviation']) + config.standard['mean']
     np.testing.assert_allclose(back, raw, rtol=1e-4, atol=1e-3)
 

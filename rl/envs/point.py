@@ -22,7 +22,7 @@ class PointEnv(TaskEnv):
     task_shape = (2,)
     observation_size, action_size = 2, 2
     squared = False
-    metadata: ClassVar = {'render_modes': ['human', 'rgb_array'], 'render_fps': 10}
+    metadata: ClassVar = {'render_modes': ['rgb_array'], 'render_fps': 10}
 
     def __init__(self, task=None, oracle=False, render_mode=None):
         super().__init__(task, oracle)
@@ -42,25 +42,16 @@ class PointEnv(TaskEnv):
         super().reset(seed=seed, options=options)
         self._choose_task()
         self._world.reset([0])
-        return self._seen(), {}
+        return self._append_task(self._world.observe()), {}
 
     def step(self, action):
         rewards, terminated = self._world.step(np.asarray(action, np.float64)[None], self.task[None])
-        return self._seen(), float(rewards[0]), bool(terminated[0]), False, {}
-
-    def _seen(self):
-        if self.render_mode == 'human':
-            self.render()
-        return self._append_task(self._world.observe())
+        return self._append_task(self._world.observe()), float(rewards[0]), bool(terminated[0]), False, {}
 
     def render(self):
-        """Draw the square +-1, goal green, point red: [200, 200, 3] uint8 for `rgb_array`; `human`: print it."""
-        position = self._world.observe()[0]
-        if self.render_mode == 'human':
-            print(f'position {position}, goal {self.task}')
-            return None
+        """Draw the square +-1, goal green, point red: [200, 200, 3] uint8."""
         image = np.full((200, 200, 3), 255, np.uint8)
-        for place, colour in ((self.task, (0, 160, 0)), (position, (200, 0, 0))):
+        for place, colour in ((self.task, (0, 160, 0)), (self._world.observe()[0], (200, 0, 0))):
             column, row = np.clip(100 + 100 * place * (1, -1), 3, 196).astype(int)
             image[row - 3 : row + 4, column - 3 : column + 4] = colour
         return image
