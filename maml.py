@@ -16,13 +16,15 @@ class MAML:
     """MAML for one network: its weights, the meta-training step and the evaluation.
 
     A batch of tasks is a tuple (inputa, labela, inputb, labelb), the support set a and the query set b, each
-    [tasks, examples, …]: floats, integers (which the network gets as they are), or uint8 images, divided by 255 here.
+    [tasks, examples, …]: floats, integers (which the network gets as they are), or uint8 images as inputs, which are
+    divided by 255 here.
 
     network: see networks.py.
     loss_func: (outputs, labels) of one task's examples -> scalar; measure: the same for what tests report and
         training logs beside the loss, such as the accuracy (None: the loss alone).
     update_lr, num_updates: alpha, and the number of inner steps in training; stop_grad: first-order MAML;
-        learn_update_lr: one alpha a tensor and step is trained too ("may be meta-learned", section 2.2).
+        learn_update_lr: one alpha a tensor and step is trained too ("may be meta-learned", section 2.2). A step or test
+        that has once been compiled keeps them; evaluate takes another alpha, a tensor.
     meta_lr, clip: beta, and the element-wise limit of the meta-gradient.
     vectorize: all tasks as one batched computation, compiled by XLA, best for small fully connected networks; otherwise
         a task at a time on each of parallel_tasks cores.
@@ -114,7 +116,9 @@ class MAML:
             outputa = self.forward(inputa, theta)
             lossa = self.loss_func(outputa, labela)
         gradients = dense(tape.gradient(lossa, theta, unconnected_gradients='zero'))
-        fast_weights, _, _ = self.inner_step(theta, inputa, labela, 0)  # for the log alone
+        fast_weights = theta
+        for step in range(self.num_updates):  # for the log alone
+            fast_weights, _, _ = self.inner_step(fast_weights, inputa, labela, step)
         outputb = self.forward(inputb, fast_weights)
         return gradients, self.metrics(lossa, self.loss_func(outputb, labelb), outputa, labela, outputb, labelb)
 
@@ -202,15 +206,15 @@ class MAML:
         return self.map_tasks(lambda task: self.task_evaluate(theta, task, num_updates), tasks, self.dtype)
 
     def prepare(self, task):
-        """Bring one task's arrays to this model's dtype: uint8 pixels become 0 … 1, other integers stay."""
+        """Bring one task's arrays to this model's dtype: inputs in uint8 are pixels, 0 … 1; other integers stay."""
 
-        def prepared(part):
+        def prepared(part, pixels):
             part = tf.convert_to_tensor(part)
-            if part.dtype == tf.uint8:
+            if pixels and part.dtype == tf.uint8:
                 return tf.cast(part, self.dtype) / 255
             return part if part.dtype.is_integer else tf.cast(part, self.dtype)
 
-        return [prepared(part) for part in task]
+        return [prepared(part, pixels=number % 2 == 0) for number, part in enumerate(task)]  # inputs, labels, inputs …
 
     def metrics(self, lossa, lossb, outputa, labela, outputb, labelb):
         """Return the numbers that training logs: losses and, where there is a measure, that."""
