@@ -11,6 +11,7 @@ where a task's query images are one batch (docs/fidelity.md says how much that m
 
 import csv
 import functools
+import math
 import os
 
 import numpy as np
@@ -165,19 +166,26 @@ def adapt_to_table(config):
     new = standardised(read_columns(config.predict, x), standard) if config.predict else None
     model = training.make_model(config, of_tables(config, source_of(config)), threads=1)
     checkpoint.restore_weights(config.init_from, model)
-    theta = model.adapt(support[:, : len(x)], support[:, len(x) :], config.test_num_updates)
+    inputs = support[:, : len(x)]
+    theta = model.adapt(inputs, support[:, len(x) :], config.test_num_updates)
     keep(config, theta, f'{len(support)} rows of {config.adapt}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-        answers = model.forward(new, theta) * deviation + mean
-        written = write_predictions(config, of_rows(*read_csv(config.predict), y, answers))
+        # Each row together with the support set, as each image above; without a batch norm that is the row alone.
+        outputs = tf.vectorized_map(lambda row: model.forward(tf.concat([inputs, row[None]], 0), theta)[-1], new)
+        answers = np.float64(outputs) * deviation + mean
+        written = write_predictions(config, of_rows(*read_csv(config.predict), y, answers, deviation))
         print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')
 
 
-def of_rows(header, rows, names, answers):
-    """Yield the rows of predictions.csv: those of a table with all its columns, and the predicted ones."""
+def of_rows(header, rows, names, answers, deviation):
+    """Yield the rows of predictions.csv: those of a table with all its columns, and the predicted ones.
+
+    These are rounded to a millionth of the columns' deviation in training, which is what float32 can say.
+    """
     if not np.isfinite(answers).all():
         raise UserError('the predictions are not finite: try a smaller --update_lr')
     yield [*header, *(f'predicted {name}' for name in names)]
+    digits = [6 - math.floor(math.log10(size)) for size in deviation]
     for (_, row), answer in zip(rows, answers):
-        yield [*row, *(f'{value:.6g}' for value in answer)]
+        yield [*row, *(f'{round(value, n):.15g}' for value, n in zip(answer, digits))]

@@ -21,7 +21,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import pathlib
 import resource
 import signal
 import statistics
@@ -112,8 +111,9 @@ def make_generator(config, source):
     """Return (task generator, whether its images are real)."""
     import training
     from data_generator import ImageGenerator
+    from images import folder_of
 
-    folder = pathlib.Path(config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder)
+    folder = folder_of(config, source)
     if not source.img_size or any(entry.is_dir() for entry in folder.glob('*')):
         return training.make_data(config, source)['train'], True
     images = np.random.default_rng(0).integers(0, 256, [64 * 30, source.dim_input], np.uint8)

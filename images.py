@@ -38,21 +38,35 @@ def load_folders(folder, depth, img_size, channels, invert=False, own=False):
     own: the user's own images, of any common format, which are resized; others must have the right size.
 
     Decoded once: the pixels are kept in a cache file beside the data, named by a hash over the names, sizes and
-    times of all images. Returns (uint8 [n, pixels], rows of each class, class folders), all in sorted order, and a
-    hash over names and sizes alone, the same for a copy of the data.
+    times of all images. Returns (uint8 [n, pixels], rows of each class, class folders, digest), see `listed`.
     Raises UserError when there are none, or one cannot be read.
     """
+    files, classes, names, content, times = listed(folder, depth, own)
+    if not files:
+        what = 'a folder of images for each class has to be in it' if own else 'prepare the data first'
+        raise TooFew(f'no images in {folder}: {what} (see {"" if own else "data/"}README.md) or set --data_dir')
+    how = f'{img_size} {channels} {invert}' + (' own' if own else '') + times
+    remove_leftovers(folder)
+    cache = folder / f'cache-{hashlib.sha256(os.fsencode(how)).hexdigest()[:16]}.npy'
+    images = read_cache(cache, (len(files), img_size * img_size * channels))
+    if images is None:
+        images = decode(files, img_size, channels, invert, own)
+        write_cache(cache, images)
+    return images, classes, names, content
+
+
+def listed(folder, depth, own=False):
+    """List the images below `folder`, whose classes are the folders `depth` levels down, in sorted order.
+
+    Returns (files, range of each class, class folders), a hash over names and sizes, the same for a copy of the data,
+    and a text that has their times too.
+    """
     names = class_folders(folder, depth)
-    files, classes = [], []
+    files, classes, sizes, times = [], [], [], []
     for name in names:
         found = [entry.path for entry in entries(name) if is_image(entry.name, own)]
         classes.append(range(len(files), len(files) + len(found)))
         files.extend(found)
-    if not files:
-        what = 'a folder of images for each class has to be in it' if own else 'prepare the data first'
-        raise TooFew(f'no images in {folder}: {what} (see {"" if own else "data/"}README.md) or set --data_dir')
-    how = f'{img_size} {channels} {invert}' + (' own' if own else '')
-    digest, content = hashlib.sha256(how.encode()), hashlib.sha256()
     for file in files:
         try:
             status, name = os.stat(file), file.removeprefix(f'{folder}{os.sep}')
@@ -60,15 +74,24 @@ def load_folders(folder, depth, img_size, channels, invert=False, own=False):
             raise UserError(f'{file} cannot be read ({error.strerror}): mend or remove it') from None
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f'{file} is not a file, though called like an image: rename or remove it')
-        digest.update(os.fsencode(f'{name} {status.st_size} {status.st_mtime_ns}\n'))
-        content.update(os.fsencode(f'{name} {status.st_size}\n'))
-    remove_leftovers(folder)
-    cache = folder / f'cache-{digest.hexdigest()[:16]}.npy'
-    images = read_cache(cache, (len(files), img_size * img_size * channels))
-    if images is None:
-        images = decode(files, img_size, channels, invert, own)
-        write_cache(cache, images)
-    return images, classes, names, content.hexdigest()[:16]
+        sizes.append(f'{name} {status.st_size}\n')
+        times.append(f'{name} {status.st_size} {status.st_mtime_ns}\n')
+    return files, classes, names, hashlib.sha256(os.fsencode(''.join(sizes))).hexdigest()[:16], ''.join(times)
+
+
+def folder_of(config, source):
+    """Return the folder of the images; UserError where --data_dir has to say it."""
+    if source.own and not config.data_dir:
+        raise UserError('--datasource=images needs the folder of the images: give --data_dir')
+    return pathlib.Path(config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder)
+
+
+def training_digest(config, source):
+    """Return whether the images are one set, to be split, and the digest of those to train on (None: none there)."""
+    folder = folder_of(config, source)
+    one_set = not is_split(folder) if source.own else bool(source.split)
+    files, *_, digest, _ = listed(folder if one_set else folder / 'train', source.depth, source.own)
+    return one_set, digest if files else None
 
 
 def is_image(name, own):
@@ -221,15 +244,13 @@ def opened(file):
         raise UserError(f'{file} is not a readable image: replace or remove it') from None
 
 
-def settle(config, origins):
+def settle(config, origins, source):
     """Complete the settings of the user's own images from what --data_dir holds: img_size, channels and split.
 
     It has class folders in train/, val/ and test/, or class folders that are to be split. Raises UserError where the
     images do not agree in what is unset; names on stderr what is not used.
     """
-    if not config.data_dir:
-        raise UserError('--datasource=images needs the folder of the images: give --data_dir')
-    folder = pathlib.Path(config.data_dir)
+    folder = folder_of(config, source)
     if is_split(folder):
         if config.split:
             raise UserError(f'--split divides one set of class folders, but {folder} has train, val or test: drop it')

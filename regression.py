@@ -15,7 +15,7 @@ import numpy as np
 
 import checkpoint
 from data_generator import TEST, TRAIN, VALIDATION
-from experiments import read_config
+from experiments import config_beside, read_config
 from images import TooFew, entries, warn_of_leak
 from run import keep_to
 from runtime import UserError
@@ -86,10 +86,17 @@ def make_data(config, source, folder):
     if trained:
         keep_to(config, trained, ['x_columns', 'y_columns'])
         config.standard = trained['standard']
-        if digest['split'] == 'seed' and digest['value'] != trained['data_digest']:
+        by_seed, same = digest['split'] == 'seed', digest['value'] == trained['data_digest']
+        if not same and (by_seed or files['train'] and not config.init_from):
+            drew = ', which drew from them what to test on' * by_seed
+            other = 'put tables to test on in a folder test/ there' if by_seed else 'name the weights by --init_from'
+            raise UserError(f'{config.data_dir} has not the tables of the training{drew}: bring them back, or {other}')
+    elif config.init_from:
+        before = config_beside(config.init_from)
+        if digest == {'split': 'seed', 'value': before.get('data_digest')} and before['seed'] != config.seed:
             raise UserError(
-                f'{config.data_dir} has not the tables of the training, which drew from them what to test on: bring '
-                'them back, or put tables to test on in a folder test/ there'
+                f'{config.init_from} was trained on other tables of {config.data_dir}, among them some to test on now: '
+                f'use its --seed={before["seed"]}'
             )
     test_split = 'test' if config.test_set else 'val'
     wanted = dict.fromkeys(
@@ -196,7 +203,7 @@ def read_csv(path):
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             reader = csv.reader(file, skipinitialspace=True)
-            (_, header), *rows = [(reader.line_num, row) for row in reader if any(row)] or [(1, [])]
+            (_, header), *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}): mend that, or name another file') from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -204,6 +211,8 @@ def read_csv(path):
     header = [name.strip() for name in header]
     if not header or len(set(header)) < len(header) or '' in header:
         raise UserError(f'{path} does not begin with a line of names, one for each column: {",".join(header)[:60]!r}')
+    if len(header) == 1 and any(separator in header[0] for separator in ';\t'):
+        raise UserError(f'{path} has no commas between its columns: save it with commas')
     for line, row in rows:
         if len(row) != len(header):
             raise UserError(f'{path}, line {line}: {len(row)} values for {len(header)} columns: mend it')

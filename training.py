@@ -8,7 +8,6 @@ import functools
 import itertools
 import math
 import os
-import pathlib
 import sys
 
 import numpy as np
@@ -21,8 +20,8 @@ import multitask
 import regression
 from data_generator import SinusoidGenerator, image_generators, prefetched
 from evaluation import test, tune
-from experiments import MULTITASK, config_beside, print_settings, source_of
-from images import is_split, settle
+from experiments import MULTITASK, SOURCES, config_beside, print_settings, source_of
+from images import OWN_SPLIT, folder_of, settle, training_digest
 from maml import MAML
 from networks import Convolutional, FullyConnected, WithContext
 from run import Run, history, keep_to, what_is_trained
@@ -43,9 +42,11 @@ def run(config, origins, threads, folder, paper):
 
     paper: the paper's values for this test by number of steps.
     """
-    trained = images_of_training(config, folder) if config.datasource == 'images' and not config.train else {}
-    if config.datasource == 'images':
-        settle(config, origins)
+    source = SOURCES[config.datasource]
+    if source.img_size:
+        keep_to_images(config, source, folder)
+    if source.own:
+        settle(config, origins, source)
     source = source_of(config)
     if config.precision == 'mixed' and not has_bfloat16():
         print(
@@ -59,11 +60,6 @@ def run(config, origins, threads, folder, paper):
     else:
         data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
-    if trained.get('split') and config.split and 'test' in data and data['test'].digest != trained['data_digest']:
-        raise UserError(
-            f'{config.data_dir} has not the images of the training, which drew from them the classes to test on: bring '
-            'them back, or put class folders to test on in a folder test/ elsewhere'
-        )
     with strategy.scope():
         model = make_model(config, source, threads)
     if config.train and config.baseline in MULTITASK:
@@ -86,19 +82,38 @@ def run(config, origins, threads, folder, paper):
         test(config, model, data['test'], folder, tested, {} if others else paper)
 
 
-def images_of_training(config, folder):
-    """Return the settings of the run on one's own images that is tested, whose size and split `config` gets.
+def keep_to_images(config, source, folder):
+    """See to it that nothing is tested on that the weights were trained on, as far as config.json beside them knows.
 
-    The split only where the images are one set. {} where --init_from names weights of other images. UserError where
-    the flags say another size or split.
+    Tests of one's own images get the size, and from one set of class folders the split, of the training: of the run in
+    `folder`, or that of --init_from. UserError where the flags say others, or the images are others than that run's;
+    a warning where --init_from names weights to test on others.
     """
-    trained = config_beside(config.init_from or os.path.join(folder, checkpoint.BEST))
-    same = [os.path.realpath(settings.get('data_dir') or '') for settings in (trained, vars(config))]
-    if not trained or config.init_from and same[0] != same[1]:
-        return {}
-    one_set = not (config.data_dir and is_split(config.data_dir))  # else what to test on was brought
-    keep_to(config, trained, ['img_size', 'channels', *['split'] * one_set])
-    return trained
+    weights = config.init_from or os.path.join(folder, checkpoint.BEST)
+    trained = config_beside(weights) if config.init_from or not config.train else {}
+    if not trained.get('data_digest') or trained['datasource'] != config.datasource:
+        return
+    one_set, digest = training_digest(config, source)
+    same = digest == trained['data_digest']
+    if config.train:
+        if source.own and one_set and same and (config.split or OWN_SPLIT) != trained['split']:
+            raise UserError(
+                f'{weights} was trained on other classes of {config.data_dir}, among them some to test on now: use its '
+                f'--split={",".join(map(str, trained["split"]))}'
+            )
+        return
+    if digest and not same:  # else what to test on was brought
+        drew = ', which drew from them the classes to test on' * one_set
+        others = f'{folder_of(config, source)} has not the images of the training{drew}'
+        if not config.init_from:
+            elsewhere = 'put class folders to test on in a folder test/ elsewhere'
+            raise UserError(
+                f'{others}: bring them back, or {elsewhere if one_set else "name the weights by --init_from"}'
+            )
+        if one_set:
+            print(f'warning: {others}: classes may be tested on that were trained on', file=sys.stderr)
+    if source.own:
+        keep_to(config, trained, ['img_size', 'channels', *['split'] * (one_set and same)])
 
 
 def make_data(config, source):
@@ -114,13 +129,12 @@ def make_data(config, source):
             'train': SinusoidGenerator(config.train_update_batch_size, query=config.train_query, **common),
             'test': SinusoidGenerator(config.update_batch_size, query=config.test_query, **common),
         }
-    data_dir = config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder
     test_split = 'test' if config.test_set else 'val'
     splits = dict.fromkeys(['train', 'val', test_split] if config.train else [test_split])
     query = {'train': config.train_query, 'val': config.test_query, 'test': config.test_query}
     generators = image_generators(
         source,
-        data_dir,
+        folder_of(config, source),
         splits,
         config.num_classes,
         config.update_batch_size,

@@ -56,7 +56,7 @@ def settled(*flags):
     """The settings of images of the user's own after what is unset was read from the images."""
     images_module.load_folders.cache_clear()
     config, origins = main.read_flags(['--datasource=images', *map(str, flags)])
-    images_module.settle(config, origins)
+    images_module.settle(config, origins, experiments.SOURCES['images'])
     return config
 
 
@@ -93,7 +93,7 @@ def test_training_and_testing(trained, capsys):
         do(*flags, '--train=False')
 
 
-def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path):
+def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path, capsys):
     """Where the flags do not say them; what was trained on is not to be tested on."""
     flags, folder = trained
     test = [flag for flag in flags if not flag.startswith(('--split', '--channels'))] + ['--train=False', '--test_set']
@@ -106,9 +106,30 @@ def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path):
     folders(tmp_path / 'data', ['one more'], size=10)
     with pytest.raises(UserError, match='has not the images of the training'):
         do(*test, f'--data_dir={tmp_path / "data"}')
-    do(*test, f'--data_dir={tmp_path / "data"}', f'--init_from={folder}/model2.npz')  # to test on other images
+    capsys.readouterr()
+    weights = f'--init_from={folder}/model2.npz'
+    do(*test, f'--data_dir={tmp_path / "data"}', weights, '--split=3,1,1')  # to test on other images
+    assert 'classes may be tested on that were trained on' in capsys.readouterr().err
+    shutil.rmtree(tmp_path / 'data' / 'one more')
+    assert do(*test, f'--data_dir={tmp_path / "data"}', weights).split == [4, 0, 1]  # a copy of the training's
+    assert not capsys.readouterr().err
+    with pytest.raises(UserError, match='trained on other classes of .*: use its --split=4.0,0.0,1.0'):
+        do(*flags, '--split=3,1,1', f'--logdir={tmp_path}', weights)
     folders(tmp_path / 'brought' / 'test', names(5), size=10)
     do(*test, f'--data_dir={tmp_path / "brought"}')  # or, as the message says, on what is for tests alone
+
+
+def test_a_run_on_folders_of_splits_is_tested_beside_what_it_was_trained_on(tmp_path):
+    """With the same flags and other images it is another run, unless --init_from says that its weights are meant."""
+    for place in 'ab':
+        for split in ('train', 'test'):
+            folders(tmp_path / place / split, names(3), size=10, seed=ord(place))
+    flags = ['--datasource=images', '--num_classes=3', f'--logdir={tmp_path}/logs', '--metatrain_iterations=2', *SHORT]
+    run = naming.run_name(do(*flags, f'--data_dir={tmp_path}/a', '--test_set'))
+    test = [*flags, f'--data_dir={tmp_path}/b', '--test_set', '--train=False']
+    with pytest.raises(UserError, match='/b has not the images of the training: bring them back, or name the weights'):
+        do(*test)
+    do(*test, f'--init_from={tmp_path}/logs/{run}/model2.npz')
 
 
 def test_more_ways_than_in_training(trained):

@@ -197,11 +197,24 @@ def test_the_numbers_of_the_training_are_those_of_a_test(folder, tmp_path):
     assert result['settings']['y_columns'] == ['income'] and result['mean'][0] != first['mean'][0]
     config = settings(folder, train=False, seed=7, init_from=str(run / 'model100.npz'))
     regression.make_data(config, SOURCES['table'], 'nowhere')
+    with pytest.raises(UserError, match='on other tables of .*: use its --seed=1'):
+        run_here(*flags(folder, '--seed=2'), weights)
     write_table(next(folder.glob('*.csv')), line(np.random.default_rng(6)))
     with pytest.raises(UserError, match='has not the tables of the training'):
         run_here(*test, f'--data_dir={folder}', weights)
     with pytest.raises(UserError, match='trained on other data'):
         run_here(*flags(folder, '--metatrain_iterations=200', '--test_set'))
+
+
+def test_a_run_on_folders_of_splits_is_tested_beside_what_it_was_trained_on(folder, tmp_path):
+    for place in 'ab':
+        for split, seed in (('train', 0), ('test', 1)):
+            write_table(tmp_path / place / 'tables' / split / '0.csv', line(np.random.default_rng(seed + ord(place))))
+    run = run_here(*flags(tmp_path / 'a' / 'tables', f'--logdir={tmp_path}', '--metatrain_iterations=2', '--test_set'))
+    test = [*flags(tmp_path / 'b' / 'tables', f'--logdir={tmp_path}', '--test_set', '--train=False')]
+    with pytest.raises(UserError, match='has not the tables of the training: bring them back, or name the weights'):
+        run_here(*test)
+    run_here(*test, f'--init_from={run}/model2.npz')
 
 
 def test_pretraining_has_a_step_size_tuned_on_validation_tables(folder, monkeypatch):
@@ -314,6 +327,24 @@ def test_predictions_are_those_of_the_adapted_network_in_the_units_of_y(folder, 
         run_here(command[0], f'--predict={tmp_path / "out" / "predictions.csv"}', command[2], weights)
 
 
+def test_a_prediction_depends_on_its_row_alone_and_keeps_its_digits(folder, tmp_path):
+    """With a batch norm, too, and where y is large beside its deviation: seconds since 1970, for example."""
+    rows = [line(np.random.default_rng(seed)) + [0, 1.7e9, 0] for seed in range(10)]
+    for table, path in zip(rows, sorted(folder.iterdir())):
+        write_table(path, table)
+    run = run_here(*flags(folder, '--metatrain_iterations=2', '--norm=batch_norm'))
+    write_table(tmp_path / 'support.csv', rows[0][:5])
+    found = []
+    for number in (1, 4):
+        write_table(tmp_path / 'new.csv', rows[0][5 : 5 + number])
+        adapt = [f'--adapt={tmp_path}/support.csv', f'--predict={tmp_path}/new.csv', f'--logdir={tmp_path}/out']
+        run_here(*adapt, f'--init_from={run}/model2.npz')
+        _, *predicted = csv.reader((tmp_path / 'out' / 'predictions.csv').open())
+        found.append([float(row[-1]) for row in predicted])
+    assert found[0][0] == found[1][0] and len(set(found[1])) == 4
+    assert any(value % 1 for value in found[1]) and abs(found[1][0] - 1.7e9) < 1e5
+
+
 def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, capsys):
     """The test tunes it, and whoever adapts them has to say it."""
     run = run_here(*flags(folder, '--metatrain_iterations=100', '--test_set', '--baseline=pretrain'))
@@ -340,7 +371,7 @@ def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, cap
         ('a,b\n1_5,2\n', "line 2: '1_5' in column a is no number"),
         ('a,b\n' + '1,2e200\n3,4\n' * 8, 'and others is too large to be standardised'),
         ('a,b\n1,nan\n', "line 2: 'nan' in column b is no number"),
-        ('a;b\n1;2\n', 'x would be nothing and y a;b'),
+        ('a;b\n1;2\n', 'no commas between its columns'),
         (b'\xff\xfea\x00', 'is no CSV file in UTF-8'),
     ],
 )

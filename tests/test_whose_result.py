@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import types
 
 import image_folders
 import pytest
@@ -17,6 +18,7 @@ import main
 import naming
 from data_generator import image_generators
 from experiments import SOURCES
+from images import training_digest
 from runtime import UserError
 
 SHORT = ['--log=False', '--num_test_tasks=2', '--test_num_updates=1']
@@ -160,11 +162,22 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
     data_generator.load_folders.cache_clear()
     with pytest.raises(UserError, match='trained on other data'):
         run_here(*flags, f'--data_dir={copy}', '--metatrain_iterations=1')
+    with pytest.raises(UserError, match='has not the images of the training: bring them back, or name the weights'):
+        run_here(*flags, f'--data_dir={copy}', '--train=False')
     old = json.loads(config.read_text())
     del old['settings']['data_digest']
     config.write_text(json.dumps(old))
     run_here(*flags, f'--data_dir={copy}', '--metatrain_iterations=1')
     assert '1 iterations are done' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name, one_set', [('omniglot', True), ('miniimagenet', False)])
+def test_what_would_be_trained_on_is_known_without_reading_it(tmp_path, name, one_set):
+    """Omniglot's test characters are drawn from all of them, MiniImagenet's classes are in folders."""
+    source, query = SOURCES[name], {'train': 1}
+    folder = getattr(image_folders, name)(tmp_path)
+    digest = image_generators(source, folder, query, 3, 1, query, 5, 1)['train'].digest
+    assert training_digest(types.SimpleNamespace(data_dir=str(folder)), source) == (one_set, digest)
 
 
 def test_a_test_computes_the_tasks_that_are_asked_for(tmp_path):
