@@ -6,6 +6,7 @@ Also reads the weights of the original's TF1 checkpoints.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import zipfile
@@ -194,6 +195,15 @@ def restore_latest(folder, model):
         f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
         'in the test: --train_update_batch_size has that of the training)'
     )
+
+
+def digest(path):
+    """Return a hash of the weights that --init_from names; None where the file is gone."""
+    for name in (path, f'{path}.index'):  # of TF1: it holds checksums of the weights
+        if os.path.isfile(name):
+            with open(name, 'rb') as file:
+                return hashlib.sha256(file.read()).hexdigest()[:16]
+    return None
 
 
 def restore_weights(path, model):

@@ -35,7 +35,7 @@ FREE = {
     *('test_num_updates', 'test_query', 'test_update_batch_size', 'test_update_lr', 'test_seed', 'video', 'threads'),
     *('adapt', 'predict', 'save_adapted', 'standard'),  # the last follows from the training data and the columns
     *('distribute', 'pretrain_iterations', 'metatrain_iterations', 'test_sampling_workers', 'update_lr_grid'),
-    *('random_policies', 'max_to_keep'),
+    *('random_policies', 'max_to_keep', 'init_digest'),  # what init_from is compared by
 }
 # Settings that a test does not use: those of the run whose checkpoint is tested are kept with its result.
 TRAINING = {
@@ -138,14 +138,20 @@ class Run:
 
     def prepare(self):
         """Make or take up the folder and bring the model to its starting point; return the iteration."""
+        if self.config.init_from:
+            self.config.init_digest = checkpoint.digest(self.config.init_from)
         begun = checkpoint.exists(self.folder)
         best_alone = not begun and os.path.exists(os.path.join(self.folder, checkpoint.BEST))
-        if best_alone or begun and not self.config.resume:
+        anew = not begun or not self.config.resume
+        if anew and self.config.init_from:  # first, since it may be in this folder
+            checkpoint.restore_weights(self.config.init_from, self.model)
+            print(f'Starting from the weights of {self.config.init_from}')
+        if best_alone or begun and anew:
             aside = put_aside(self.folder)
             self.exits.enter_context(locked(self.folder))  # a new one
             why = f'only {checkpoint.BEST} is left, no checkpoint to go on from' if best_alone else '--resume=False'
             print(f'{why}: the run that was in {self.folder} is now in {aside}')
-        if checkpoint.exists(self.folder):
+        if not anew:
             before = read_config(self.folder)
             check_same_run(self.config, before, self.folder)
             path, state = checkpoint.restore_latest(self.folder, self.model)
@@ -161,9 +167,6 @@ class Run:
             if done < self.total:  # more may be asked for than at first
                 write_config(self.config, self.origins, self.folder)
             return done
-        if self.config.init_from:
-            checkpoint.restore_weights(self.config.init_from, self.model)
-            print(f'Starting from the weights of {self.config.init_from}')
         write_config(self.config, self.origins, self.folder)
         return 0
 
@@ -225,10 +228,17 @@ def check_same_run(config, before, folder):
     """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
         now = getattr(config, name, value)
-        if name == 'init_from' and value and now:  # however it is spelt
-            value, now = map(os.path.realpath, (value, now))
+        what = f'made with --{name}={value}, not {now}: use that,'
+        if name == 'init_from' and value and now:
+            digests = before.get('init_digest'), config.init_digest
+            if all(digests):  # wherever they are now
+                value, now, what = (
+                    *digests,
+                    f'started from other weights than are in {now} now: bring them back, or use',
+                )
+            else:
+                value, now = map(os.path.realpath, (value, now))
         if name not in FREE and value != now:
-            what = f'made with --{name}={value}, not {now}: use that,'
             if name == 'data_digest':
                 what = 'trained on other data than what is there now: bring it back, or use'
             raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,38 @@ def test_a_packed_run_has_the_weights_to_test_and_cannot_go_on(tmp_path, there, 
         train(tmp_path, metatrain_iterations=6)
     assert train(tmp_path / 'new', metatrain_iterations=1, init_from=path) == weight + 1
     assert train(tmp_path / 'new', metatrain_iterations=1, init_from=os.path.relpath(path)) == weight + 1
+
+
+def test_a_run_goes_on_from_the_weights_that_it_was_started_from(tmp_path):
+    """Wherever they are; a run of before, which does not tell them apart, by where they were."""
+    for name, iterations in (('base', 4), ('longer', 5)):
+        train(tmp_path / name, metatrain_iterations=iterations)
+    base, copy, other = tmp_path / 'base' / 'model4.npz', tmp_path / 'copy.npz', tmp_path / 'longer' / 'model5.npz'
+    shutil.copy(base, copy)
+    new, config = tmp_path / 'new', tmp_path / 'new' / 'config.json'
+    assert train(new, metatrain_iterations=1, init_from=str(base)) == 5
+    assert train(new, metatrain_iterations=1, init_from=str(copy)) == 5
+    shutil.copy(other, base)
+    with pytest.raises(UserError, match=f'started from other weights than are in {base} now'):
+        train(new, metatrain_iterations=1, init_from=str(base))
+    base.unlink()
+    assert train(new, metatrain_iterations=1, init_from=str(base)) == 5
+    old = json.loads(config.read_text())
+    del old['settings']['init_digest']
+    config.write_text(json.dumps(old))
+    assert train(new, metatrain_iterations=1, init_from=str(base)) == 5
+    with pytest.raises(UserError, match='made with --init_from='):
+        train(new, metatrain_iterations=1, init_from=str(copy))
+
+
+def test_a_run_begins_anew_from_its_own_weights(tmp_path):
+    """They are read before the run that has them is put aside; what cannot be read leaves it where it is."""
+    folder = tmp_path / 'run'
+    train(folder, metatrain_iterations=4)
+    with pytest.raises(UserError, match='there is no checkpoint'):
+        train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model3.npz'))
+    assert train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model4.npz')) == 6
+    assert names(tmp_path / 'run.1') == ['model4.npz'] and not (tmp_path / 'run.2').exists()
 
 
 def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):
