@@ -23,10 +23,12 @@ import report
 import training
 from experiments import source_of
 from images import OWN_ENDINGS, decode, entries, is_image, own_files, pictures, warn_of_unused
-from regression import of_tables, read_columns, read_csv, standardised, trained_settings
+from regression import PREDICTIONS, of_tables, read_columns, read_csv, standardised, trained_settings
 from run import keep_to
 from runtime import UserError, replacing
 from utils import xent
+
+PICTURE = PREDICTIONS.replace('.csv', '.png')
 
 
 def run(config):
@@ -48,7 +50,7 @@ def write_predictions(config, rows):
     """Write predictions.csv in config.logdir; return where it is, and whether there was one before, in words."""
     rows = list(rows)
     os.makedirs(config.logdir, exist_ok=True)
-    path = os.path.join(config.logdir, 'predictions.csv')
+    path = os.path.join(config.logdir, PREDICTIONS)
     if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):
         raise UserError(f'{path} would be written over: rename it, or choose another folder by --logdir')
     earlier = report.in_place_of(path)
@@ -63,6 +65,9 @@ def write_predictions(config, rows):
 def adapt_to_images(config):
     """Adapt to the classes in config.adapt; classify the images in config.predict."""
     source = source_of(config)
+    for name in ('adapt', 'predict'):
+        if getattr(config, name) and not os.path.isdir(getattr(config, name)):
+            raise UserError(f'--{name}={getattr(config, name)} is no folder: give the folder that the images are in')
     read = functools.partial(
         decode, img_size=source.img_size, channels=source.channels, invert=source.drawings, own=True
     )
@@ -82,7 +87,7 @@ def adapt_to_images(config):
         if config.log:
             first = np.unique(labels, return_index=True)[1]
             shown = pictures(support[first], source), pictures(queries, source)
-            path = os.path.join(config.logdir, 'predictions.png')
+            path = os.path.join(config.logdir, PICTURE)
             report.draw(path, lambda figures: figures.of_predictions(list(classes), *shown, answers))
 
 
@@ -110,6 +115,8 @@ def files_below(folder):
         for entry in entries(place := places.pop()):
             if entry.is_dir():
                 places.append(entry.path)
+            elif entry.name == PICTURE:
+                unused.append((entry.path, 'called as what --predict writes'))
             elif is_image(entry.name, own=True):
                 files.append(entry.path)
             else:

@@ -32,10 +32,15 @@ def of_run(folder):
                 read_log((folder / 'log.txt').read_text(), found)
             if not found:
                 read_events(folder, found)
+    except FileNotFoundError:
+        raise UserError(f'{folder} is no folder of a run, with progress.csv or config.json: name others') from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{folder} is no folder of a run ({error!r}): give one that main.py trained in') from None
     if not found:
-        raise UserError(f'{folder} has no training curve yet: a run logs its first line after 100 iterations or more')
+        raise UserError(
+            f'{folder} has no training curve: a run logs its first line after 100 iterations or more, and none with '
+            '--log=False'
+        )
     return measure, {label: {i: scale * value for i, value in curve.items()} for label, curve in found.items()}
 
 

@@ -44,6 +44,7 @@ METHODS = {  # by --baseline: the name, colour and mark of what is tested
     'multitask_l2': ('multi-task, l2', GREEN, 'X'),
     'multitask_mean_theta': ('multi-task, mean', PURPLE, '*'),
 }
+STYLES = ('-', '--', '-.')  # of several tests of one method; dotted is the paper's
 TITLES = {
     'point': '2D navigation',
     'point_squared': '2D navigation, squared distance',
@@ -77,6 +78,8 @@ def read(path):
 def read_returns(paths):
     """Return the results of tests of reinforcement learning; UserError where a file is none."""
     for path, result in zip(paths, results := list(map(read, paths))):
+        if not SOURCES[result['settings']['datasource']].rl:
+            raise UserError(f'{path} is a test of supervised learning: returns is for reinforcement learning')
         try:
             returns([result])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -118,11 +121,15 @@ def draw_steps(axis, title, results):
         mean, ci95 = by_steps(result)
         paper = {} if result.get('trained_with') else papers(types.SimpleNamespace(**result['settings']))
         label, colour, mark = METHODS[result['settings']['baseline']]
+        same = [other for other in results if other['settings']['baseline'] == result['settings']['baseline']]
+        if len(same) > 1:
+            label += f', {"/".join(pathlib.Path(result["checkpoint"]).parts[-3:-1])}'
         if len(mean) == 1:
             mean, ci95 = np.repeat([mean, ci95], last + 1, axis=1)
             paper = {step: value for value in paper.values() for step in range(last + 1)}
         steps = range(len(mean))
-        axis.plot(steps, mean, marker=mark, color=colour, label=label)
+        style = STYLES[[other is result for other in same].index(True) % len(STYLES)]
+        axis.plot(steps, mean, style, marker=mark, color=colour, label=label)
         axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.2, linewidth=0)
         draw_paper(axis, paper, mark, color=colour)
     if len(axis.lines) > len(results):
@@ -374,8 +381,9 @@ def write_figure(name, root, seed):
     results = find(root, FIGURES[name], seed)
     if not results:
         raise UserError(f'{root} has no tests that {name} is made of: python reproduce.py {name} trains and tests')
-    write(DRAW[name](results), root / f'{name}.png', root / f'{name}.svg', source=digest(results))
-    print(f'written to {root / name}.png and .svg')
+    path = root / (name if seed == 1 else f'{name}_seed{seed}')
+    write(DRAW[name](results), f'{path}.png', f'{path}.svg', source=digest(results))
+    print(f'written to {path}.png and .svg')
 
 
 def main(arguments=None):

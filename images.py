@@ -282,7 +282,9 @@ def settle(config, origins, source):
 def is_split(folder):
     """Whether the user's own images are in train/, val/ and test/, or some of these, not one set of class folders."""
     names = {entry.name for entry in entries(folder) if entry.is_dir()}
-    return 'train' in names or bool(names and names <= set(SPLITS))
+    if 'train' in names and any(entry.is_dir() for entry in entries(os.path.join(folder, 'train'))):
+        return True  # else it is a class called so
+    return bool(names and names <= set(SPLITS))
 
 
 def own_files(folder):

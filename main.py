@@ -71,8 +71,8 @@ boolean('train', True, 'True to train (and then test), False to test.')
 text(
     'test_iter',
     '-1',
-    'iteration of the checkpoint to test; -1: the latest; best: the best on the validation set, which sinusoids have '
-    'not. Reinforcement learning: -1 and best are the one with the best average return.',
+    'iteration of the checkpoint to test; -1 or 0: the latest; best: the best on the validation set, which sinusoids '
+    'have not. Reinforcement learning: -1 and best are the one with the best average return.',
 )
 integer('num_test_tasks', None, 'number of tasks in a test.')
 integer('test_num_updates', None, 'inner updates in a test.')
@@ -281,7 +281,7 @@ def which_checkpoint(value, rl):
     if value == 'best':
         return -1 if rl else value
     try:
-        return max(int(value), -1) or -1
+        return max(int(value), -1) or -1  # 0, too: the original asks for > 0
     except ValueError:
         raise UserError(f'--test_iter={value} names no checkpoint: give an iteration, -1 or best') from None
 

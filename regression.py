@@ -16,10 +16,11 @@ import numpy as np
 import checkpoint
 from data_generator import TEST, TRAIN, VALIDATION
 from experiments import config_beside, read_config
-from images import TooFew, entries, warn_of_leak
+from images import TooFew, entries, warn_of_leak, warn_of_unused
 from run import keep_to
 from runtime import UserError
 
+PREDICTIONS = 'predictions.csv'  # what --predict writes (adapt.py)
 SPLITS = {'train': 0.6, 'val': 0.2, 'test': 0.2}  # folders, or shares of the tables of one folder
 
 
@@ -184,8 +185,11 @@ def find_tables(folder, seed):
 
 
 def csv_files(folder):
-    """List the CSV files in a folder, sorted."""
-    return [entry.path for entry in entries(folder) if entry.name.lower().endswith('.csv')]
+    """List the CSV files in a folder, sorted; names on stderr one that --predict wrote."""
+    found = [entry.path for entry in entries(folder) if entry.name.lower().endswith('.csv')]
+    ours = [path for path in found if os.path.basename(path) == PREDICTIONS]
+    warn_of_unused([(path, 'called as what --predict writes') for path in ours])
+    return [path for path in found if path not in ours]
 
 
 def hashed(paths, with_names=True):

@@ -13,19 +13,29 @@ import numpy as np
 
 import runtime
 
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def student(degrees):
+    """Return the 97.5 % quantile of Student's t."""
+    return STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.96 + 2.372 / degrees + 2.82 / degrees**2
+
 
 def statistics(results, ddof):
     """Return mean, std, 95 % interval (1.96 std / sqrt(tasks)) and median over the tasks of `results` [tasks, columns].
 
+    With the sample's deviation of fewer than 30 tasks, the interval is Student's; of a single task it is NaN.
     ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:200), 1 for the
     sample's, which we take for the few tasks of reinforcement learning. NaN counts as infinite in the median.
     """
     with np.errstate(all='ignore'):
-        stds = results.std(axis=0, ddof=ddof) if len(results) > ddof else np.full(results.shape[1], np.nan)
+        n = len(results)
+        stds = results.std(axis=0, ddof=ddof) if n > ddof else np.full(results.shape[1], np.nan)
+        width = math.nan if n == 1 else student(n - 1) if ddof and n < 30 else 1.96
         return {
             'mean': results.mean(axis=0),
             'std': stds,
-            'ci95': 1.96 * stds / math.sqrt(len(results)),
+            'ci95': width * stds / math.sqrt(n),
             'median': np.median(np.where(np.isnan(results), np.inf, results), axis=0),
         }
 

@@ -54,8 +54,8 @@ def check(work, tasks):
     return None
 
 
-def check_all(targets, root, data_dir, tasks):
-    """Check all results whose weights are there; print a line each; return whether all hold.
+def check_all(targets, root, data_dir, tasks, one_seed=None):
+    """Check all results, or those of one seed, whose weights are there; print a line each; return whether all hold.
 
     UserError, at the end, where some could not be checked, for want of the images for example, or there are none.
     """
@@ -63,7 +63,7 @@ def check_all(targets, root, data_dir, tasks):
 
     sound, checked, not_checked = True, set(), 0
     for target in targets:
-        for seed in seeds(target, root):
+        for seed in seeds(target, root) if one_seed is None else [one_seed]:
             work = Work(target, seed, root, data_dir)
             if work.folder in checked or not work.result_path(0).exists() or not work.weights():
                 continue
@@ -88,7 +88,7 @@ def check_all(targets, root, data_dir, tasks):
     return sound
 
 
-def work_off(targets, options):
+def work_off(targets, seed, options):
     """Do the targets one after the other, then print their rows and draw the figures that they belong to.
 
     One that cannot be done, for want of its images for example, is passed over; UserError once all others are done.
@@ -97,7 +97,7 @@ def work_off(targets, options):
 
     begun, not_done = set(), []  # folders, which targets of different tables can share; names of targets
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
-        work = Work(target, options.seed, options.results, options.data_dir)
+        work = Work(target, seed, options.results, options.data_dir)
         try:
             work.do(options.force and work.folder not in begun, not options.test)
         except UserError as error:
@@ -107,13 +107,13 @@ def work_off(targets, options):
             not_done.append(target.name)
         begun.add(work.folder)
     print()
-    show_list(targets, options.seed, options.results)
+    show_list(targets, seed, options.results)
     for figure, sources in FIGURES.items():
         if any(target.run.split('/')[0] in sources for target in targets):
             import figures  # which needs matplotlib
 
             try:
-                figures.write_figure(figure, options.results, options.seed)
+                figures.write_figure(figure, options.results, seed)
             except UserError as error:
                 print(f'{figure}: {error}')
     if not_done:
@@ -152,7 +152,7 @@ def command_line():
     parser.add_argument('--test', action='store_true', help='test what is trained so far, without training on')
     parser.add_argument('--tasks', type=int, default=40, help='tasks of each --check (default: %(default)s)')
     parser.add_argument('--minutes', type=float, help='stop after so many minutes; the same command goes on')
-    parser.add_argument('--seed', type=int, default=1, help='seed of weights and tasks (default: %(default)s)')
+    parser.add_argument('--seed', type=int, help='seed of weights and tasks (default: 1; --check: all)')
     parser.add_argument('--force', action='store_true', help='begin anew; what is there of these targets is put aside')
     parser.add_argument('--data_dir', help='folder with omniglot_resized and miniImagenet (default: data/)')
     parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'results', help='where they are kept')
@@ -171,19 +171,20 @@ def run(options):
     if options.table and options.results.resolve() != ROOT / 'results':
         raise UserError('--table writes the tables of this repository, which are of its own results/: drop --results')
     runtime.start()
+    seed = 1 if options.seed is None else options.seed
     if options.table:
         for path, text in tables(options.results):
             with runtime.replacing(path) as file:
                 file.write(text)
             print(f'written: {path}')
     elif options.check:
-        sys.exit(not check_all(targets, options.results, options.data_dir, options.tasks))
+        sys.exit(not check_all(targets, options.results, options.data_dir, options.tasks, options.seed))
     elif options.list:
-        show_list(targets, options.seed, options.results)
+        show_list(targets, seed, options.results)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with stopped_after(options.minutes):
-            work_off(targets, options)
+            work_off(targets, seed, options)
 
 
 if __name__ == '__main__':

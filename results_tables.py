@@ -4,6 +4,7 @@ import csv
 import math
 import statistics
 
+from report import student
 from targets import ROOT, STUDY, TARGETS, arguments
 from work import Work
 
@@ -141,14 +142,6 @@ def last_returns(work, done):
     """Return the average returns after the inner step in the last ten of a run's `done` iterations."""
     with open(work.folder / 'progress.csv') as file:
         return [float(row['return_after']) for row in csv.DictReader(file)][max(done - 10, 0) : done]
-
-
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-
-
-def student(degrees):
-    """Return the 97.5 % quantile of Student's t."""
-    return STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.96 + 2.372 / degrees + 2.82 / degrees**2
 
 
 def average(runs):

@@ -1,6 +1,7 @@
 """A target of reproduce.py with a seed: how far it is, and what is left to do. Training and testing are main.py's."""
 
 import json
+import math
 import os
 import pathlib
 
@@ -106,7 +107,8 @@ class Work:
         for step in self.target.steps if result else ():
             index = next(i for i, name in enumerate(result['columns']) if name in column_names(step))
             which = '_of_the_others' if result.get('diverging_tasks') else ''
-            values.append((scale * result[f'mean{which}'][index], scale * result[f'ci95{which}'][index]))
+            pair = (result[f'{key}{which}'][index] for key in ('mean', 'ci95'))
+            values.append(tuple(scale * (math.nan if value is None else value) for value in pair))
         return values
 
 

@@ -83,6 +83,15 @@ def test_returns_are_those_of_the_tests_and_of_the_paper():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ('gradient steps', 'average return')
 
 
+def test_two_tests_of_one_method_are_told_apart():
+    results = [json.loads(path.read_text()) for path in POINT]
+    (maml,) = [result for result in results if result['settings']['baseline'] is None]
+    other = maml | {'checkpoint': 'logs/point/mine/best.npz'}
+    here, mine, *_ = figures.returns([maml, other]).axes[0].lines[::2]
+    assert (here.get_label(), mine.get_label()) == ('MAML, maml/seed1', 'MAML, point/mine')
+    assert here.get_linestyle() != mine.get_linestyle()
+
+
 def test_the_legend_of_a_single_method_shows_its_mark():
     path = ROOT / 'results/omniglot_5way_1shot/context/seed1/test_ubs1_stepsize0.4.json'
     axis = figures.Figure().subplots()
@@ -200,6 +209,11 @@ def test_the_command_writes_all_figures_and_the_same_again(tmp_path, sinusoids):
         written.append({path.name: path.read_bytes() for path in tmp_path.glob('figure*')})
     assert set(written[0]) == {f'figure{n}.{kind}' for n in (2, 3, 6, 7) for kind in ('png', 'svg')}
     assert written[0] == written[1]
+    (tmp_path / 'sinusoid' / 'maml' / 'seed1').rename(tmp_path / 'sinusoid' / 'maml' / 'seed2')
+    figures.main(['figure7', f'--results={tmp_path}', '--seed=2'])
+    assert (tmp_path / 'figure7_seed2.png').exists() and (tmp_path / 'figure7.png').read_bytes() == written[0][
+        'figure7.png'
+    ]
 
 
 # ---- What is drawn from ----------------------------------------------------------------------------------------
@@ -340,7 +354,7 @@ def test_a_picture_that_cannot_be_drawn_costs_one_line(trained, tmp_path, capsys
         (['curve', ROOT / 'results/point/maml/seed1', '--out=a.xyz'], 'a picture ends in .png'),
         (['curve', ROOT / 'results/point/maml/seed1', '--out=/nowhere/a.png'], '/nowhere/a.png cannot be written'),
         (['returns', POINT[0]], '--out=PICTURE'),
-        (['returns', MAML5, '--out=a.png'], 'no result of a reinforcement learning test'),
+        (['returns', MAML5, '--out=a.png'], 'is a test of supervised learning'),
         (['returns', '/nowhere.json', '--out=a.png'], '/nowhere.json is no result of a test'),
         (['returns', MAIN, '--out=a.png'], 'is no result of a test'),
     ],
@@ -355,7 +369,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, words, tmp_path, mon
 
 def test_runs_and_tests_without_what_is_drawn_are_named(tmp_path, sinusoids):
     (tmp_path / 'config.json').write_text('{"settings": {"datasource": "sinusoid"}}')
-    with pytest.raises(UserError, match='no training curve yet'):
+    with pytest.raises(UserError, match='no training curve: '):
         curves.of_run(tmp_path)
     (tmp_path / 'progress.csv').write_text('iteration,return\n1,2\n')
     with pytest.raises(UserError, match='is no folder of a run'):

@@ -146,6 +146,9 @@ def test_folders_of_the_splits(tmp_path, capsys):
     assert list(tmp_path.glob('train/cache-*'))  # ours, of which nobody is warned
     settled(f'--data_dir={tmp_path}')
     assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not images_module.is_split(
+        folders(tmp_path / 'vehicles', ['bus', 'car', 'ship', 'train'])
+    )  # a class called so
 
 
 @pytest.mark.parametrize('size, blocks, sides', [(2, 1, (1, 1)), (7, 2, (1, 2)), (8, 3, (1, 1)), (84, 4, (5, 6))])

@@ -184,6 +184,7 @@ def test_adapting_is_the_models_inner_steps(trained, tmp_path, capsys, classes, 
     new = folders(tmp_path / 'new', names(classes), images, size=10, seed=5)
     folders(tmp_path / 'unknown', ['some', 'more'], 2, size=10, seed=6)
     (tmp_path / 'unknown' / 'notes.txt').write_text('')
+    shutil.copy(tmp_path / 'unknown' / 'some' / '0.png', tmp_path / 'unknown' / 'predictions.png')  # as if it were ours
     flags = [f'--adapt={new}', f'--predict={tmp_path}/unknown', f'--init_from={trained[1]}/model2.npz', *extra]
     do(*flags, f'--save_adapted={tmp_path}/adapted.npz', f'--logdir={tmp_path}/out')
     files = sorted((tmp_path / 'unknown').glob('*/*.png'))
@@ -201,9 +202,11 @@ def test_adapting_is_the_models_inner_steps(trained, tmp_path, capsys, classes, 
     assert Image.open(tmp_path / 'out/predictions.png').size[0] > 100
     output = capsys.readouterr()
     assert f'{tmp_path}/out/predictions.csv' in output.out
-    assert output.err.strip() == f'warning: {tmp_path}/unknown/notes.txt is not used: it is not called ' + ', '.join(
-        images_module.OWN_ENDINGS
-    )
+    whys = f'not called {", ".join(images_module.OWN_ENDINGS)}', 'called as what --predict writes'
+    assert output.err.splitlines() == [
+        f'warning: {tmp_path}/unknown/{name} is not used: it is {why}'
+        for name, why in zip(('notes.txt', 'predictions.png'), whys)
+    ]
     do(*flags, f'--logdir={tmp_path}/one', '--log=False', f'--predict={files[0].parent}')  # no image alters another's
     with (tmp_path / 'one/predictions.csv').open() as file:
         assert list(csv.reader(file))[1:] == rows[: len(list(files[0].parent.iterdir()))]
@@ -340,6 +343,7 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--adapt={one} --predict={five} --init_from={run}/model2.npz', ['at least 2']),
         ('--adapt={three} --predict={empty} --init_from={run}/model2.npz', ['no images in', '--predict']),
         ('--adapt={three} --predict={five} --init_from={run}/none.npz', ['none.npz']),
+        ('--adapt={three} --predict={run}/config.json --init_from={run}/model2.npz', ['--predict=', 'is no folder']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --meta_lr=1', ['--meta_lr has no effect']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --num_updates=7', ['--test_num_updates']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --update_lr=1e39', ['not finite']),

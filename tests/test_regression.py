@@ -63,7 +63,10 @@ def make_data(folder, **given):
 # ---- Tables as tasks -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_split_by_the_seed(folder):
+def test_a_folder_is_split_by_the_seed(folder, capsys):
+    (folder / 'predictions.csv').touch()
+    assert len(regression.csv_files(folder)) == 10 and 'what --predict writes' in capsys.readouterr().err
+    (folder / 'predictions.csv').unlink()
     parts = [regression.find_tables(folder, seed)[0] for seed in (1, 1, 2)]
     assert parts[0] == parts[1] != parts[2]
     assert [len(parts[0][split]) for split in ('train', 'val', 'test')] == [6, 2, 2]

@@ -28,6 +28,10 @@ def test_summary_of_a_test(tmp_path):
 def test_the_deviation_of_a_sample_of_tasks(tmp_path):
     """As tests of reinforcement learning report it; of a single task there is none, which JSON says by null."""
     two, one = (report.statistics(np.array(rows), ddof=1) for rows in ([[1.0], [3.0]], [[-np.inf]]))
-    np.testing.assert_allclose([two['std'][0], two['ci95'][0]], [np.sqrt(2), 1.96])
+    np.testing.assert_allclose([two['std'][0], two['ci95'][0]], [np.sqrt(2), 12.71])  # Student's
+    many, of_population = (report.statistics(np.array([[1.0], [3.0]] * n), ddof=ddof) for n, ddof in ((15, 1), (1, 0)))
+    for found in (many, of_population):
+        np.testing.assert_allclose(found['ci95'], 1.96 * found['std'] / np.sqrt(30 if found is many else 2))
+    assert np.isnan(report.statistics(np.ones([1, 1]), ddof=0)['ci95'])
     report.write_json(str(tmp_path / 'x.json'), one)
     assert json.loads((tmp_path / 'x.json').read_text()) == dict.fromkeys(('mean', 'std', 'ci95', 'median'), [None])

@@ -15,6 +15,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import main
+import report
 import reproduce
 import results_tables as tables
 import run
@@ -148,13 +149,13 @@ def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatc
         'missing', 'sinusoid/missing', {'datasource': 'omniglot', 'data_dir': tmp_path}, (('paper', {}),), (1,)
     )
     monkeypatch.setattr(reproduce, 'FIGURES', {})
-    options = argparse.Namespace(seed=1, results=tmp_path, data_dir=None, force=False, test=False)
+    options = argparse.Namespace(results=tmp_path, data_dir=None, force=False, test=False)
     with pytest.raises(UserError, match='1 of 2 targets passed over, as said above: missing'):
-        reproduce.work_off([missing, TINY], options)
+        reproduce.work_off([missing, TINY], 1, options)
     assert 'missing: passed over, ' in capsys.readouterr().out and Work(TINY, 1, tmp_path).finished()
     assert not list(tmp_path.glob('sinusoid/missing/*/*'))
     with pytest.raises(UserError, match='no images in'):  # alone it is a fault like any other
-        reproduce.work_off([missing], options)
+        reproduce.work_off([missing], 1, options)
 
 
 def test_the_list_has_every_target_and_every_cell_of_the_paper_is_one():
@@ -223,7 +224,7 @@ def test_several_seeds_are_averaged(done, monkeypatch):
         monkeypatch.setattr(work, 'values', lambda value=value: [(value, 0.1)])
     ((mean, width),) = tables.average(runs)
     student = tfp.distributions.StudentT(np.arange(1.0, 41), np.float64(0), np.float64(1))
-    np.testing.assert_allclose([tables.student(n) for n in range(1, 41)], student.quantile(0.975), rtol=2e-3)
+    np.testing.assert_allclose([report.student(n) for n in range(1, 41)], student.quantile(0.975), rtol=2e-3)
     assert mean == 3 and width == pytest.approx(4.303 * np.std([1, 2, 6], ddof=1) / np.sqrt(3), rel=2e-3)
 
 
@@ -303,6 +304,17 @@ def test_no_number_is_no_result_that_holds(done, tmp_path, value):
     result = json.loads(path.read_text())
     path.write_text(json.dumps(result | {'mean_of_the_others': ['?'] * 12}).replace('"?"', value))
     assert not reproduce.check_all([TINY], tmp_path, None, 5)
+    assert reproduce.check_all([TINY], tmp_path, None, 5, one_seed=1) is False
+    with pytest.raises(UserError, match='nothing to check'):
+        reproduce.check_all([TINY], tmp_path, None, 5, one_seed=2)
+
+
+def test_a_test_all_of_whose_tasks_diverge_has_no_value(done, tmp_path):
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    work = Work(TINY, 1, tmp_path)
+    nothing = dict.fromkeys(('mean_of_the_others', 'ci95_of_the_others'), [None] * 12) | {'diverging_tasks': 20}
+    work.result_path(0).write_text(json.dumps(work.result() | nothing))
+    assert np.isnan(work.values()).all() and tables.agreement(TINY, work.values()) == 'outside'
 
 
 def test_where_there_is_nothing_to_check(tmp_path):
