@@ -110,6 +110,11 @@ def test_the_best_policy_is_what_reinforcement_learning_tests_anyway():
     assert resolve(datasource='omniglot').test_iter == -1  # the paper's protocol: the newest
 
 
+def test_the_sizes_of_the_fully_connected_networks():
+    hidden = {name: source.dim_hidden for name, source in experiments.SOURCES.items() if not source.rl}
+    assert hidden['sinusoid'] == (40, 40) and hidden['omniglot'] == hidden['miniimagenet'] == (256, 128, 64, 64)
+
+
 def test_a_network_without_convolutions_has_no_max_pool():
     assert not resolve(datasource='miniimagenet', conv=False).max_pool
 

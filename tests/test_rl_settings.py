@@ -13,9 +13,11 @@ import naming
 from rl import evaluation, training
 from rl.envs import FAMILIES
 from rl.maml_trpo import MetaIteration, meta_iteration
+from rl.policy import GaussianPolicy
 from rl.reinforce import adapt
 from rl.sampler import Sampler
 from rl.samples import collect
+from rl.trpo import TrustRegion
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,18 @@ def test_unset_flags_take_the_papers_values(datasource, training_set, test_set):
         step_sizes,
     )
     assert config.num_test_tasks == 40 and config.num_updates == config.gae_lambda == 1
+
+
+def test_the_originals_constants_reach_a_run():
+    """The network, TRPO's settings, and the discount, 0.99 (docs/fidelity.md, reinforcement learning, 6, 9 and 11)."""
+    model = training.make_model(settings('ant_vel'), threads=2)
+    assert model.policy == GaussianPolicy(125, 8, (100, 100), 'relu', context_size=0, init_std=1.0, min_std=1e-6)
+    assert model.settings.trust_region == TrustRegion(0.01, 10, 1e-10, 1e-5, 0.8, 15)
+    model = training.make_model(settings(), threads=2)
+    paths, estimates, _ = collect(model.policy, Sampler('point', np.full([1, 2], 0.3), 1), model.unadapted(1))
+    steps = paths.path_lengths[0][0]
+    discounted = (0.99 ** np.arange(steps) * paths.rewards[0, :steps]).sum()
+    np.testing.assert_allclose(estimates.returns[0, 0], discounted, rtol=1e-6)
 
 
 def test_each_family_is_a_data_source():

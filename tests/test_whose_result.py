@@ -153,6 +153,7 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
     digest = json.loads(config.read_text())['settings']['data_digest']
     assert f'data_digest={digest}' in output
     result = json.loads(next(config.parent.glob('test*.json')).read_text())
+    assert result['std'][0] == 0  # of one task: the population's deviation, as the original's
     assert result['settings']['data_digest'] == digest and 'accuracy in % over 1 tasks of the validation set' in output
 
     copy = shutil.copytree(data, tmp_path / 'copy', copy_function=shutil.copyfile)
