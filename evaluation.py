@@ -30,8 +30,9 @@ def tune(config, model, data):
         errors = [model.evaluate(tasks, config.test_num_updates, tf.constant(a)).numpy()[:, 2:].mean() for a in grid]
         errors = np.float64(errors) * getattr(data, 'scale', 1)  # of tables
     config.update_lr = model.update_lr = grid[int(np.argmin(np.nan_to_num(errors, nan=np.inf)))]
-    print(f'\nmean squared error on {len(tasks[0])} validation tasks for each step size, of which the best is taken:')
+    print(f'\nmean squared error on {len(tasks[0])} validation tasks for each step size:')
     print(', '.join(f'{step_size:g}: {error:.4g}' for step_size, error in zip(grid, errors)))
+    print(f'the best: {config.update_lr:g}')
     return {'validation_tasks': len(tasks[0]), 'update_lr': grid, 'mean_squared_error': errors}
 
 

@@ -299,6 +299,8 @@ def print_settings(config, origins, threads):
     for name, value in sorted(vars(config).items()):
         if value is not None and name not in unused(config):
             print(f'  {name}={value}' + (f'   ({origins[name]})' if name in origins else ''))
+    if any(origin.startswith('maml') for origin in origins.values()):
+        print('  (maml, maml_rl: files of the original, github.com/cbfinn/maml and /maml_rl)')
 
 
 def unused(config):

@@ -230,6 +230,8 @@ def read_flags(arguments):
         if given[name] == '':
             raise UserError(f'--{name} is empty: give a path, or drop it')
         given[name] = given[name] and os.path.expanduser(given[name])
+    if given['init_from'] and os.path.isdir(given['init_from']):
+        raise UserError(f'--init_from={given["init_from"]} is a folder: name a checkpoint in it, a .npz')
     if given['adapt']:
         given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]

@@ -54,6 +54,7 @@ def show_list(targets, seed, root):
             f'{numbers(work.values()) or "–"} | {agreement(target, work.values()) or "–"}'
         )
     print('Hours left are estimated from the pace so far, else from that of a machine with two cores.')
+    print(f'Here: of seed {seed} (--seed); README.md has the mean over seeds.')
 
 
 def seeds(target, root):

@@ -240,7 +240,7 @@ def check_same_run(config, before, folder):
                 value, now = map(os.path.realpath, (value, now))
         if name not in FREE and value != now:
             if name == 'data_digest':
-                what = 'trained on other data than what is there now: bring it back, or use'
+                what = 'trained on other data than --data_dir has now: bring it back, or use'
             raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')
 
 

@@ -291,7 +291,10 @@ def load_for_test(config, model, folder):
     if config.test_iter != -1:
         path = os.path.join(folder, checkpoint.BEST if config.test_iter == 'best' else f'model{config.test_iter}.npz')
         if not os.path.exists(path):
-            raise UserError(f'{path} is not there: name another --test_iter, or drop it to test the newest checkpoint')
+            why = f', a run has it after {TEST_PRINT_INTERVAL} iterations' if config.test_iter == 'best' else ''
+            raise UserError(
+                f'{path} is not there{why}: name another --test_iter, or drop it to test the newest checkpoint'
+            )
         return path, checkpoint.restore(path, model)
     return checkpoint.restore_latest(folder, model)
 

@@ -4,9 +4,10 @@ At theta the adapted policies phi_i are those that sampled: the KL and its gradi
 
     H = sum_i M_i^T F_i M_i / rows,    M_i = d phi_i / d theta
 
-where F_i is the Fisher information of policy i over its time steps, and M_i has a factor I - alpha L_i'' for each inner
-step (with --stop_grad I). F_i v and L_i'' v are derivatives along v of a gradient: a pass forwards and one backwards that carry beside each
-value its derivative along v (Pearlmutter 1994, "Fast exact multiplication by the Hessian", whose R is r_ below).
+where F_i is the Fisher information of policy i over its time steps, and M_i has a factor I - alpha L_i'' for each
+inner step (I with --stop_grad). F_i v and L_i'' v are derivatives along v of a gradient: a pass forwards and one
+backwards that carry beside each value its derivative along v (Pearlmutter 1994, "Fast exact multiplication by the
+Hessian", whose R is r_ below).
 
 Autodiff does that too, and is what the tests compare with. But it computes the values themselves anew for each product,
 which takes the work of 20 forward passes, where a finite difference takes 24. Here they are kept for an iteration: 16.

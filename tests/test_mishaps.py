@@ -356,8 +356,11 @@ def test_settings_come_after_errors_and_only_those_in_use(tmp_path, capsys):
     with pytest.raises(UserError):
         run_here(f'--logdir={tmp_path}', '--init_from=/nowhere/model1.npz')
     assert not capsys.readouterr().out
-    experiments.print_settings(main.read_flags([])[0], {}, 2)
+    with pytest.raises(UserError, match='is a folder: name a checkpoint in it'):
+        main.read_flags([f'--init_from={tmp_path}'])
+    experiments.print_settings(*main.read_flags([]), 2)
     output = capsys.readouterr().out
+    assert output.rstrip().endswith('(maml, maml_rl: files of the original, github.com/cbfinn/maml and /maml_rl)')
     names = {line.split('=')[0].strip() for line in output.splitlines() if line.startswith('  ')}
     assert {'update_lr', 'num_updates', 'seed'} <= names
     assert not names & {'num_classes', 'num_filters', 'conv', 'test_set', 'data_dir', 'train_update_lr', 'test_iter'}

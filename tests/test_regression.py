@@ -167,7 +167,7 @@ def test_a_run_is_tested_in_the_units_of_y(folder, monkeypatch, capsys):
     errors = (forward(run / 'model300.npz', task[2]) - task[3]) * deviation[1]  # in the units of y
     of_tables = [np.mean(errors[n::2] ** 2) for n in range(2)]
     np.testing.assert_allclose(result['mean'][1], np.mean(of_tables), rtol=1e-3)
-    np.testing.assert_allclose(result['ci95'][1], 1.96 * np.std(of_tables, ddof=1) / np.sqrt(2), rtol=1e-3)
+    np.testing.assert_allclose(result['ci95'][1], 12.71 * np.std(of_tables, ddof=1) / np.sqrt(2), rtol=1e-3)
     assert result['mean'][3] < result['mean'][1]
 
     looks = {

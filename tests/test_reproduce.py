@@ -149,13 +149,23 @@ def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatc
         'missing', 'sinusoid/missing', {'datasource': 'omniglot', 'data_dir': tmp_path}, (('paper', {}),), (1,)
     )
     monkeypatch.setattr(reproduce, 'FIGURES', {})
-    options = argparse.Namespace(results=tmp_path, data_dir=None, force=False, test=False)
+    options = argparse.Namespace(targets=[], results=tmp_path, data_dir=None, force=False, test=False)
     with pytest.raises(UserError, match='1 of 2 targets passed over, as said above: missing'):
         reproduce.work_off([missing, TINY], 1, options)
     assert 'missing: passed over, ' in capsys.readouterr().out and Work(TINY, 1, tmp_path).finished()
     assert not list(tmp_path.glob('sinusoid/missing/*/*'))
     with pytest.raises(UserError, match='no images in'):  # alone it is a fault like any other
         reproduce.work_off([missing], 1, options)
+
+
+def test_a_figure_is_drawn_where_something_was_done_or_it_was_asked_for(done, tmp_path, monkeypatch, capsys):
+    """Its line here says that it has no curve: of the paper's targets nothing was run."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(reproduce, 'FIGURES', {'figure6': ['sinusoid']})
+    for asked, force, drawn in (('tiny', False, False), ('figure6', False, True), ('tiny', True, True)):
+        options = argparse.Namespace(targets=[asked], results=tmp_path, data_dir=None, force=force, test=False)
+        reproduce.work_off([TINY], 1, options)
+        assert ('figure6: ' in capsys.readouterr().out) == drawn
 
 
 def test_the_list_has_every_target_and_every_cell_of_the_paper_is_one():

@@ -147,11 +147,15 @@ def test_point_image():
     np.testing.assert_array_equal(green - red, (-25, 50))  # up is a smaller row
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_tasks(family):
+@pytest.mark.parametrize(
+    'family, low, high',
+    [
+        *[('point', -0.5, 0.5), ('point_squared', -0.5, 0.5), ('cheetah_vel', 0, 2), ('ant_vel', 0, 3)],
+        *[('cheetah_dir', -1, 1), ('ant_dir', -1, 1)],
+    ],
+)
+def test_tasks(family, low, high):
     tasks = FAMILIES[family].env.sample_tasks(np.random.default_rng(0), 4000)
-    ranges = {'point': (-0.5, 0.5), 'point_squared': (-0.5, 0.5), 'cheetah_vel': (0, 2), 'ant_vel': (0, 3)}
-    low, high = ranges.get(family, (-1, 1))
     assert tasks.shape == (4000, *FAMILIES[family].env.task_shape)
     assert low <= tasks.min() < low + 0.01 and high - 0.01 < tasks.max() <= high
     assert abs(tasks.mean() - (low + high) / 2) < 0.05

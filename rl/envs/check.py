@@ -35,7 +35,10 @@ def faults(family, n=3):
         if tasks.shape != (n, *env.task_shape) or tasks.dtype.kind not in 'if':
             wanted = n, *env.task_shape
             yield f'sample_tasks gives {tasks.dtype} {tasks.shape} for n = {n}, and numbers {wanted} are wanted'
-    family.in_words(tasks[0])
+    try:
+        family.in_words(tasks[0])
+    except (TypeError, ValueError, IndexError) as error:
+        yield f'the words in FAMILIES cannot show a task such as {tasks[0]} ({error})'
     if issubclass(env, TaskMujocoEnv):
         model = env.compile_model()
         if model.nu != env.action_size:
