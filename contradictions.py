@@ -86,10 +86,17 @@ CONTRADICTIONS = {
         *without(['data_dir', 'test_set'], 'sinusoids are drawn, not read', lambda c: c.datasource == 'sinusoid'),
         *without(['x_columns', 'y_columns', 'hidden'], '--datasource={datasource}', lambda c: c.datasource != 'table'),
         *without(
-            ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute'],
+            ['pretrain_iterations', 'init_from', 'learn_update_lr', 'stop_grad', 'distribute']
+            + ['num_updates', 'meta_batch_size', 'train_query'],
             '--baseline={baseline} trains each network on one task',
             lambda c: c.train and c.baseline in experiments.MULTITASK,
         ),
+        *without(
+            ['stop_grad'],
+            '--baseline={baseline} is trained without a meta-gradient',
+            lambda c: c.baseline in ('pretrain', 'oracle'),
+        ),
+        *without(['num_filters'], '--conv=False has no filters', lambda c: c.image and not c.conv),
         (
             lambda c: (
                 c.learn_update_lr
@@ -174,9 +181,10 @@ CONTRADICTIONS = {
             '--baseline={baseline} is trained without an inner update',
             lambda c: c.baseline not in (None, 'context'),
         ),
-        (
-            lambda c: c.baseline == 'oracle' and c.test_num_updates,
-            '--baseline=oracle takes no inner update: drop --test_num_updates',
+        *without(
+            ['test_num_updates', 'test_update_lr'],
+            '--baseline=oracle takes no inner update',
+            lambda c: c.baseline == 'oracle',
         ),
         (
             lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
