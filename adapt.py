@@ -48,7 +48,7 @@ def keep(config, theta, what):
 
 def write_predictions(config, rows):
     """Write predictions.csv in config.logdir; return where it is, and whether there was one before, in words."""
-    rows = list(rows)
+    rows = list(rows)  # before anything is written, since it may raise
     os.makedirs(config.logdir, exist_ok=True)
     path = os.path.join(config.logdir, PREDICTIONS)
     if os.path.exists(path) and any(os.path.samefile(path, table) for table in (config.adapt, config.predict)):

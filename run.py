@@ -232,10 +232,8 @@ def check_same_run(config, before, folder):
         if name == 'init_from' and value and now:
             digests = before.get('init_digest'), config.init_digest
             if all(digests):  # wherever they are now
-                value, now, what = (
-                    *digests,
-                    f'started from other weights than are in {now} now: bring them back, or use',
-                )
+                what = f'started from other weights than are in {now} now: bring them back, or use'
+                value, now = digests
             else:
                 value, now = map(os.path.realpath, (value, now))
         if name not in FREE and value != now:
