@@ -33,7 +33,6 @@ except ImportError as error:
     )
     sys.exit(2)
 
-progress = partial(tqdm, disable=None)  # None: silent when stderr is not a terminal
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)  # of an archive
 USED = ('.jpg', '.jpeg', '.png', '.csv')  # files that are read
 LIMIT = 64 << 20  # bytes of one file: far more than these need, and less than the memory of any machine
@@ -257,6 +256,18 @@ def is_done(path, check):
             return check(image)
     except Exception:  # noqa: BLE001 (not there, or not an image)
         return False
+
+
+def not_done(images, dest, check, unit):
+    """Yield those of `images`, (target, …) each, for which dest has none yet that passes check(image, target)."""
+    there = 0
+    for image in tqdm(images, unit=unit, disable=None):  # None: silent when stderr is not a terminal
+        if is_done(dest / image[0], lambda found: check(found, image[0])):  # noqa: B023 (called at once)
+            there += 1
+        else:
+            yield image
+    if there:
+        print(f'{there:,}{unit} were there already and are left as they are')
 
 
 def write(path, data):

@@ -160,9 +160,7 @@ def find_listed(source, csv_folder, flat, tables):
 
 def resize_all(images, source, dest):
     """Write each image, resized, to its place below dest, unless it is there."""
-    for target, name, opener in prepare.progress(images, unit=' images'):
-        if prepare.is_done(dest / target, lambda image: is_final(image, target)):  # noqa: B023 (called at once)
-            continue
+    for target, name, opener in prepare.not_done(images, dest, is_final, ' images'):
         image, data = prepare.read_image(opener, source / name)
         if not is_final(image, target):
             buffer = io.BytesIO()
@@ -224,11 +222,10 @@ def check_pickle(content, name):
 
 def write_all(images, dest):
     """Write the pixels of each image as PNG, without loss, to its place below dest, unless it is there."""
-    for target, pixels in prepare.progress(images.items(), unit=' images'):
-        if not prepare.is_done(dest / target, lambda image: is_final(image, target)):  # noqa: B023 (called at once)
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, 'PNG')
-            prepare.write(dest / target, buffer.getvalue())
+    for target, pixels in prepare.not_done(images.items(), dest, is_final, ' images'):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, 'PNG')
+        prepare.write(dest / target, buffer.getvalue())
 
 
 def count(folder):

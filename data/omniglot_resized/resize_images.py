@@ -66,11 +66,14 @@ def find_drawings(source, dest):
                 yield match[1], place / name, opener
 
 
+def is_final(image, target):
+    """Whether an image is what the training reads."""
+    return (image.mode, image.size) == ('1', SIZE)
+
+
 def resize_all(drawings, dest):
     """Write each drawing, resized, to its place below dest, unless it is there."""
-    for target, name, opener in prepare.progress(drawings, unit=' drawings'):
-        if prepare.is_done(dest / target, lambda image: (image.mode, image.size) == ('1', SIZE)):
-            continue
+    for target, name, opener in prepare.not_done(drawings, dest, is_final, ' drawings'):
         image, _ = prepare.read_image(opener, name)
         if image.mode != '1':  # resizing gray would give other values than 0 and 1
             prepare.fail(f'{name} is not a one-bit image (mode {image.mode}); bring the PNGs as published')
