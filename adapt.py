@@ -10,7 +10,6 @@ where a task's query images are one batch (docs/fidelity.md says how much that m
 """
 
 import csv
-import functools
 import math
 import os
 
@@ -22,7 +21,7 @@ import checkpoint
 import report
 import training
 from experiments import source_of
-from images import OWN_ENDINGS, decode, entries, is_image, own_files, pictures, warn_of_unused
+from images import OWN_ENDINGS, decode_own, entries, is_image, own_files, pictures, warn_of_unused
 from regression import PREDICTIONS, of_tables, read_columns, read_csv, standardised, trained_settings
 from run import keep_to
 from runtime import UserError, replacing
@@ -68,14 +67,12 @@ def adapt_to_images(config):
     for name in ('adapt', 'predict'):
         if getattr(config, name) and not os.path.isdir(getattr(config, name)):
             raise UserError(f'--{name}={getattr(config, name)} is no folder: give the folder that the images are in')
-    read = functools.partial(
-        decode, img_size=source.img_size, channels=source.channels, invert=source.drawings, own=True
-    )
+    how = source.img_size, source.channels, source.drawings
     classes = new_classes(config)
     files = files_below(config.predict) if config.predict else []
-    support = read(sum(classes.values(), []))
+    support = decode_own(sum(classes.values(), []), *how)
     labels = np.repeat(np.arange(len(classes)), list(map(len, classes.values())))
-    queries = read(files) if files else None
+    queries = decode_own(files, *how) if files else None
     model = training.make_model(config, source, threads=1)
     checkpoint.restore_weights(config.init_from, model)
     theta = adapted(model, support, np.eye(len(classes), dtype=np.float32)[labels], config.test_num_updates)

@@ -50,7 +50,7 @@ def load_folders(folder, depth, img_size, channels, invert=False, own=False):
     cache = folder / f'cache-{hashlib.sha256(os.fsencode(how)).hexdigest()[:16]}.npy'
     images = read_cache(cache, (len(files), img_size * img_size * channels))
     if images is None:
-        images = decode(files, img_size, channels, invert, own)
+        images = (decode_own if own else decode)(files, img_size, channels, invert)
         write_cache(cache, images)
     return images, classes, names, content
 
@@ -186,24 +186,13 @@ def remove_leftovers(folder):
             pass
 
 
-def decode(files, img_size, channels, invert, own=False):
-    """Decode to uint8 [files, pixels] as the original; `invert` makes ink 255 (maml: data_generator.py:114-118).
-
-    own: whatever the images are, they are converted (`read_own`).
-    """
-    images = np.empty([len(files), img_size * img_size * channels], np.uint8)
-    if own:
-        read = functools.partial(read_own, img_size=img_size, channels=channels)
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            parts = tqdm(pool.map(read, files), 'decoding', len(files), unit=' images', disable=None)
-            for row, image in enumerate(parts):
-                images[row] = image.reshape(-1)
-        return 255 - images if invert else images
+def decode(files, img_size, channels, invert):
+    """Decode to uint8 [files, pixels] as the original; `invert` makes ink 255 (maml: data_generator.py:114-118)."""
     decoded = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files]).map(
         lambda file: tf.io.decode_image(tf.io.read_file(file), channels, expand_animations=False),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    iterator = iter(decoded)
+    images, iterator = np.empty([len(files), img_size * img_size * channels], np.uint8), iter(decoded)
     title = f'decoding {os.path.dirname(os.path.dirname(files[0]))}'
     for row, file in enumerate(tqdm(files, title, unit=' images', disable=None)):
         try:
@@ -226,6 +215,17 @@ def pictures(images, source):
 
 
 # ---- The user's own images -------------------------------------------------------------------------------------
+
+
+def decode_own(files, img_size, channels, invert):
+    """Decode to uint8 [files, pixels], whatever the images are; `invert` makes ink 255."""
+    images = np.empty([len(files), img_size * img_size * channels], np.uint8)
+    read = functools.partial(read_own, img_size=img_size, channels=channels)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        parts = tqdm(pool.map(read, files), 'decoding', len(files), unit=' images', disable=None)
+        for row, image in enumerate(parts):
+            images[row] = image.reshape(-1)
+    return 255 - images if invert else images
 
 
 def read_own(file, img_size, channels):
@@ -308,8 +308,9 @@ def own_files(folder):
     return found, unused
 
 
-def warn_of_unused(unused, most=20):
-    """Name on stderr the paths that are not used, at most so many of them."""
+def warn_of_unused(unused):
+    """Name on stderr the paths that are not used, at most 20 of them."""
+    most = 20
     for path, why in unused[:most]:
         print(f'warning: {path} is not used: it is {why}', file=sys.stderr)
     if len(unused) > most:

@@ -27,9 +27,9 @@ def check(name):
         raise UserError(f'--datasource={name}: {family.env.__name__}: {" ".join(wrong.split())}')
 
 
-def faults(family, n=3):
+def faults(family):
     """Yield in words what is wrong with the class of a family."""
-    env = family.env
+    env, n = family.env, 3
     for rng in (np.random.default_rng(0), np.random.RandomState(0)):  # of training and of tests
         tasks = np.asarray(env.sample_tasks(rng, n))
         if tasks.shape != (n, *env.task_shape) or tasks.dtype.kind not in 'if':
