@@ -175,8 +175,9 @@ def adapt_to_table(config):
     keep(config, theta, f'{len(support)} rows of {config.adapt}')
     if config.predict:
         mean, deviation = (np.array(standard[key][len(x) :]) for key in ('mean', 'deviation'))
-        # Each row together with the support set, as each image above; without a batch norm that is the row alone.
-        outputs = tf.vectorized_map(lambda row: model.forward(tf.concat([inputs, row[None]], 0), theta)[-1], new)
+        outputs = model.forward(new, theta)
+        if config.norm == 'batch_norm':  # each row together with the support set, as each image above
+            outputs = tf.vectorized_map(lambda row: model.forward(tf.concat([inputs, row[None]], 0), theta)[-1], new)
         answers = np.float64(outputs) * deviation + mean
         written = write_predictions(config, of_rows(*read_csv(config.predict), y, answers, deviation))
         print(f'{", ".join(y)} of {len(new)} rows of {config.predict}: {written}')

@@ -31,6 +31,7 @@ with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext
     import matplotlib
     import numpy as np
     from matplotlib.figure import Figure
+    from PIL import Image
 
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008).
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'
@@ -44,7 +45,7 @@ METHODS = {  # by --baseline: the name, colour and mark of what is tested
     'multitask_l2': ('multi-task, l2', GREEN, 'X'),
     'multitask_mean_theta': ('multi-task, mean', PURPLE, '*'),
 }
-STYLES = ('-', '--', '-.')  # of several tests of one method; dotted is the paper's
+STYLES = ('-', '--', '-.', (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))  # of tests of one method; dotted is the paper's
 TITLES = {
     'point': '2D navigation',
     'point_squared': '2D navigation, squared distance',
@@ -122,14 +123,15 @@ def draw_steps(axis, title, results):
         paper = {} if result.get('trained_with') else papers(types.SimpleNamespace(**result['settings']))
         label, colour, mark = METHODS[result['settings']['baseline']]
         same = [other for other in results if other['settings']['baseline'] == result['settings']['baseline']]
+        number = next(n for n, other in enumerate(same) if other is result)
         if len(same) > 1:
-            label += f', {"/".join(pathlib.Path(result["checkpoint"]).parts[-3:-1])}'
+            label += f' {number + 1}, {"/".join(pathlib.Path(result["checkpoint"]).parts[-3:-1])}'
         if len(mean) == 1:
             mean, ci95 = np.repeat([mean, ci95], last + 1, axis=1)
             paper = {step: value for value in paper.values() for step in range(last + 1)}
         steps = range(len(mean))
-        style = STYLES[[other is result for other in same].index(True) % len(STYLES)]
-        axis.plot(steps, mean, style, marker=mark, color=colour, label=label)
+        style = STYLES[number % len(STYLES)]
+        axis.plot(steps, mean, linestyle=style, marker=mark, color=colour, label=label)
         axis.fill_between(steps, mean - ci95, mean + ci95, color=colour, alpha=0.2, linewidth=0)
         draw_paper(axis, paper, mark, color=colour)
     if len(axis.lines) > len(results):
@@ -376,12 +378,26 @@ def write(figure, *paths, source=None):
             figure.savefig(file, format=kind, metadata=metadata | ({'Date': None} if kind == 'svg' else {}))
 
 
+def place(name, root, seed):
+    """Return where a figure of the paper is, without its ending."""
+    return root / (name if seed == 1 else f'{name}_seed{seed}')
+
+
+def up_to_date(name, root, seed):
+    """Whether the picture of a figure of the paper, a PNG, is of the tests that are below `root`."""
+    path = f'{place(name, root, seed)}.png'
+    if not os.path.exists(path):
+        return False
+    with Image.open(path) as picture:
+        return picture.text.get('Source') == digest(find(root, FIGURES[name], seed))
+
+
 def write_figure(name, root, seed):
     """Draw a figure of the paper from the tests below `root`, as PNG and SVG."""
     results = find(root, FIGURES[name], seed)
     if not results:
         raise UserError(f'{root} has no tests that {name} is made of: python reproduce.py {name} trains and tests')
-    path = root / (name if seed == 1 else f'{name}_seed{seed}')
+    path = place(name, root, seed)
     write(DRAW[name](results), f'{path}.png', f'{path}.svg', source=digest(results))
     print(f'written to {path}.png and .svg')
 

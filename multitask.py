@@ -88,7 +88,7 @@ def train(config, origins, threads, model, folder):
     regressor = Regressor(model.network, config.meta_lr, config.seed)
     with Run(config, origins, folder, model, config.metatrain_iterations) as run:
         path = os.path.join(folder, RECORD)
-        record = read_record(path) if run.iteration else search(regressor, kind) | {'errors': [], 'steps': []}
+        record = read_record(path) if run.iteration else search(regressor, kind, run) | {'errors': [], 'steps': []}
         while run.goes_on():
             number = run.iteration
             error, steps = add(regressor, number, model.weights, kind, record['strength'], STARTS)
@@ -121,13 +121,18 @@ def add(regressor, number, mean, kind, strength, starts=1):
     return error, total
 
 
-def search(regressor, kind):
-    """Return the strength to train with, and what each that was tried came to: {'strength': …, 'search': […]}."""
+def search(regressor, kind, run):
+    """Return the strength to train with, and what each that was tried came to: {'strength': …, 'search': […]}.
+
+    A `run` that is asked to stop ends it, without a result.
+    """
     tried = []
     for strength in STRENGTHS if kind != 'no_reg' else ():
         mean = {name: tf.Variable(tf.zeros_like(weight)) for name, weight in regressor.weights.items()}
         errors = []
         while len(errors) < PROBES and max(errors, default=0) < GOOD:
+            if run.stop_requested:
+                return {}
             errors.append(add(regressor, len(errors), mean, kind, strength)[0])
         tried.append({'strength': strength, 'regressors': len(errors), 'largest_error': max(errors)})
         print(f'strength {strength:g}: largest error of {len(errors)} regressors {max(errors):.4f}')

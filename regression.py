@@ -90,7 +90,7 @@ def make_data(config, source, folder):
         by_seed, same = digest['split'] == 'seed', digest['value'] == trained['data_digest']
         if not same and (by_seed or files['train'] and not config.init_from):
             drew = ', which drew from them what to test on' * by_seed
-            other = 'put tables to test on in a folder test/ there' if by_seed else 'name the weights by --init_from'
+            other = 'put tables to test on in a folder test/ there' if by_seed else 'use --init_from'
             raise UserError(f'{config.data_dir} has not the tables of the training{drew}: bring them back, or {other}')
     elif config.init_from:
         before = config_beside(config.init_from)
@@ -187,9 +187,15 @@ def find_tables(folder, seed):
 def csv_files(folder):
     """List the CSV files in a folder, sorted; names on stderr one that --predict wrote."""
     found = [entry.path for entry in entries(folder) if entry.name.lower().endswith('.csv')]
-    ours = [path for path in found if os.path.basename(path) == PREDICTIONS]
+    ours = [path for path in found if os.path.basename(path) == PREDICTIONS and b'predicted ' in first_line(path)]
     warn_of_unused([(path, 'called as what --predict writes') for path in ours])
     return [path for path in found if path not in ours]
+
+
+def first_line(path):
+    """Return the first line of a file, as it is there."""
+    with open(path, 'rb') as file:
+        return file.readline()
 
 
 def hashed(paths, with_names=True):
@@ -207,7 +213,10 @@ def read_csv(path):
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             reader = csv.reader(file, skipinitialspace=True)
-            (_, header), *rows = [(reader.line_num, row) for row in reader if row] or [(1, [])]
+            lines = [(reader.line_num, row) for row in reader if row not in ([], [''])]
+            while lines and not any(lines[-1][1]):  # as some programs end a table
+                lines.pop()
+            (_, header), *rows = lines or [(1, [])]
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}): mend that, or name another file') from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -22,9 +22,9 @@ def student(degrees):
 
 
 def statistics(results, ddof):
-    """Return mean, std, 95 % interval (1.96 std / sqrt(tasks)) and median over the tasks of `results` [tasks, columns].
+    """Return mean, std, 95 % interval and median over the tasks of `results` [tasks, columns].
 
-    With the sample's deviation of fewer than 30 tasks, the interval is Student's; of a single task it is NaN.
+    The interval is 1.96 std / sqrt(tasks), of a sample of fewer than 30 tasks Student's, and NaN of a single task.
     ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:200), 1 for the
     sample's, which we take for the few tasks of reinforcement learning. NaN counts as infinite in the median.
     """

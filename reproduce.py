@@ -96,11 +96,8 @@ def work_off(targets, seed, options):
     from tqdm import tqdm
 
     begun, not_done = set(), []  # folders, which targets of different tables can share; names of targets
-    drawn = set(options.targets)  # figures and data sources; those asked for, and those of what is done here
     for target in tqdm(targets, 'targets', disable=None, position=1, leave=False):
         work = Work(target, seed, options.results, options.data_dir)
-        if options.force or not work.finished():
-            drawn.add(target.run.split('/')[0])
         try:
             work.do(options.force and work.folder not in begun, not options.test)
         except UserError as error:
@@ -112,11 +109,12 @@ def work_off(targets, seed, options):
     print()
     show_list(targets, seed, options.results)
     for figure, sources in FIGURES.items():
-        if drawn & {figure, *sources}:
+        if any(target.run.split('/')[0] in sources for target in targets):
             import figures  # which needs matplotlib
 
             try:
-                figures.write_figure(figure, options.results, seed)
+                if figure in options.targets or not figures.up_to_date(figure, options.results, seed):
+                    figures.write_figure(figure, options.results, seed)
             except UserError as error:
                 print(f'{figure}: {error}')
     if not_done:

@@ -4,6 +4,8 @@ import csv
 import math
 import statistics
 
+import numpy as np
+
 from report import student
 from targets import ROOT, STUDY, TARGETS, arguments
 from work import Work
@@ -14,7 +16,7 @@ BEGIN, END = '<!-- written by reproduce.py --table -->', '<!-- end of what repro
 def numbers(values):
     """Return (mean, half-width or None) pairs as text."""
     return ', '.join(
-        (f'{mean:.2f}' if abs(mean) < 10 else f'{mean:.1f}') + (f' ± {width:.2g}' if width else '')
+        (f'{mean:.2f}' if abs(mean) < 10 else f'{mean:.1f}') + (f' ± {width:.2g}' if width and width == width else '')
         for mean, width in values
     )
 
@@ -36,7 +38,7 @@ def agreement(target, values):
     """Return for each value whether the paper's lies in our 95 % interval, or ours in the paper's, as text."""
     intervals = target.interval or (None,) * len(target.paper)
     words = [
-        'within' if abs(mean - paper) <= max(width or 0, interval or 0) else 'outside'
+        'within' if abs(mean - paper) <= np.nanmax([width or 0, interval or 0]) else 'outside'
         for (mean, width), paper, interval in zip(values, target.paper, intervals)
     ]
     return ', '.join(words if len(set(words)) > 1 else words[:1])

@@ -151,9 +151,14 @@ class Run:
             self.exits.enter_context(locked(self.folder))  # a new one
             why = f'only {checkpoint.BEST} is left, no checkpoint to go on from' if best_alone else '--resume=False'
             print(f'{why}: the run that was in {self.folder} is now in {aside}')
+            if self.config.init_from and not checkpoint.digest(self.config.init_from):  # they were in there
+                self.config.init_from = os.path.join(aside, os.path.relpath(self.config.init_from, self.folder))
+                print(f'to go on from here: --init_from={self.config.init_from}')
         if not anew:
             before = read_config(self.folder)
             check_same_run(self.config, before, self.folder)
+            if self.config.init_from:
+                self.config.init_digest = before.get('init_digest')
             path, state = checkpoint.restore_latest(self.folder, self.model)
             done = state.get('trained', state['iteration'])
             check_iterations(self.config, before, done, self.folder)
@@ -227,19 +232,19 @@ def write_config(config, origins, folder):
 def check_same_run(config, before, folder):
     """Refuse, by UserError, to go on with a run whose settings, `before`, were others."""
     for name, value in before.items():
-        now = getattr(config, name, value)
-        what = f'made with --{name}={value}, not {now}: use that,'
+        now, was = (
+            getattr(config, name, value),
+            f'made with --{name}={value}, not {getattr(config, name, None)}: use that,',
+        )
         if name == 'init_from' and value and now:
-            digests = before.get('init_digest'), config.init_digest
-            if all(digests):  # wherever they are now
-                what = f'started from other weights than are in {now} now: bring them back, or use'
-                value, now = digests
-            else:
-                value, now = map(os.path.realpath, (value, now))
+            value, now = map(os.path.realpath, (value, now))
+            if before.get('init_digest') and config.init_digest:  # wherever they are now
+                was = f'started from other weights than are in {config.init_from} now: bring them back, or use'
+                value, now = before['init_digest'], config.init_digest
+        if name == 'data_digest':
+            was = 'trained on other data than --data_dir has now: bring it back, or use'
         if name not in FREE and value != now:
-            if name == 'data_digest':
-                what = 'trained on other data than --data_dir has now: bring it back, or use'
-            raise UserError(f'the run in {folder} was {what} another --logdir, or --resume=False to start anew')
+            raise UserError(f'the run in {folder} was {was} another --logdir, or --resume=False to start anew')
 
 
 def what_is_trained(config):

@@ -93,27 +93,29 @@ def keep_to_images(config, source, folder):
     trained = config_beside(weights) if config.init_from or not config.train else {}
     if not trained.get('data_digest') or trained['datasource'] != config.datasource:
         return
+    if config.train and not source.own:  # the paper's data sets are always split in the same way
+        return
     one_set, digest = training_digest(config, source)
-    same = digest == trained['data_digest']
+    same, drawn = digest == trained['data_digest'], source.own and one_set  # drawn: the classes to test on, from all
+    if same and drawn and not trained['split']:
+        raise UserError(f'{weights} was trained on all classes of {config.data_dir}: bring others to test on')
     if config.train:
-        if source.own and one_set and same and (config.split or OWN_SPLIT) != trained['split']:
+        if same and drawn and (config.split or OWN_SPLIT) != trained['split']:
             raise UserError(
                 f'{weights} was trained on other classes of {config.data_dir}, among them some to test on now: use its '
                 f'--split={",".join(map(str, trained["split"]))}'
             )
         return
     if digest and not same:  # else what to test on was brought
-        drew = ', which drew from them the classes to test on' * one_set
-        others = f'{folder_of(config, source)} has not the images of the training{drew}'
+        which = ', which drew from them the classes to test on' * drawn
+        others = f'{folder_of(config, source)} has not the images of the training{which}'
         if not config.init_from:
-            elsewhere = 'put class folders to test on in a folder test/ elsewhere'
-            raise UserError(
-                f'{others}: bring them back, or {elsewhere if one_set else "name the weights by --init_from"}'
-            )
-        if one_set:
+            instead = 'put class folders to test on in a folder test/ elsewhere' if drawn else 'use --init_from'
+            raise UserError(f'{others}: bring them back, or {instead}')
+        if drawn:
             print(f'warning: {others}: classes may be tested on that were trained on', file=sys.stderr)
     if source.own:
-        keep_to(config, trained, ['img_size', 'channels', *['split'] * (one_set and same)])
+        keep_to(config, trained, ['img_size', 'channels', *['split'] * (same and drawn)])
 
 
 def make_data(config, source):
@@ -210,7 +212,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)
             for step, row in enumerate(metrics, start=run.iteration):
-                if not np.all(np.isfinite(row)):
+                if not np.all(np.isfinite(row[::2] if pretrain else row)):  # what is after adaptation is logged alone
                     raise run.not_finite('the loss is', step)
                 usual = warn_of_jump(row[:2].max(), usual, step)
                 recent.append(row)

@@ -40,10 +40,11 @@ def run(config, origins, threads, folder, paper):
     if config.train and config.baseline != 'random':
         train(config, origins, model, folder, threads)
     tested = load_for_test(config, model, folder)
-    if config.seed not in (1, tested['settings']['seed'] or config.seed):  # 1 is the default
+    seed = tested['settings']['seed']
+    if seed is not None and config.seed not in (1, seed):  # 1 is the default
         raise UserError(
-            f'{tested["checkpoint"]} was trained with --seed={tested["settings"]["seed"]}: drop --seed, or use '
-            '--test_seed for other tasks and noise'
+            f'{tested["checkpoint"]} was trained with --seed={seed}: drop --seed, or use --test_seed for other tasks '
+            'and noise'
         )
     if not config.train or config.baseline == 'random':
         print_settings(config, origins, threads)

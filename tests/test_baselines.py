@@ -108,18 +108,20 @@ def test_the_mean_is_that_of_all_regressors(regressor, kind):
 def test_the_strength_is_the_largest_that_leaves_the_fits_good(regressor, monkeypatch):
     monkeypatch.setattr(multitask, 'PROBES', 2)
     monkeypatch.setattr(multitask, 'AT_MOST', 1000)
-    found = multitask.search(regressor, 'l2')
+    going = types.SimpleNamespace(stop_requested=False)
+    found = multitask.search(regressor, 'l2', going)
     *failed, last = found['search']
     assert found['strength'] == last['strength'] > 0 and last['largest_error'] < multitask.GOOD
     assert failed and all(one['largest_error'] >= multitask.GOOD for one in failed)
     assert [one['strength'] for one in found['search']] == list(multitask.STRENGTHS[: len(failed) + 1])
-    assert multitask.search(regressor, 'no_reg') == {'strength': 0.0, 'search': []}
+    assert multitask.search(regressor, 'no_reg', going) == {'strength': 0.0, 'search': []}
+    assert multitask.search(regressor, 'l2', types.SimpleNamespace(stop_requested=True)) == {}
 
 
 def test_each_regressor_has_the_strength_that_was_found_and_several_starts(monkeypatch, tmp_path):
     added, fitted = [], []
 
-    def search(regressor, kind):
+    def search(regressor, kind, run):
         (folder,) = tmp_path.iterdir()
         with pytest.raises(UserError, match='being trained'), locked(folder):  # while it searches, too
             pass

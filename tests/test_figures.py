@@ -88,7 +88,7 @@ def test_two_tests_of_one_method_are_told_apart():
     (maml,) = [result for result in results if result['settings']['baseline'] is None]
     other = maml | {'checkpoint': 'logs/point/mine/best.npz'}
     here, mine, *_ = figures.returns([maml, other]).axes[0].lines[::2]
-    assert (here.get_label(), mine.get_label()) == ('MAML, maml/seed1', 'MAML, point/mine')
+    assert (here.get_label(), mine.get_label()) == ('MAML 1, maml/seed1', 'MAML 2, point/mine')
     assert here.get_linestyle() != mine.get_linestyle()
 
 

@@ -126,8 +126,12 @@ def test_a_run_on_folders_of_splits_is_tested_beside_what_it_was_trained_on(tmp_
             folders(tmp_path / place / split, names(3), size=10, seed=ord(place))
     flags = ['--datasource=images', '--num_classes=3', f'--logdir={tmp_path}/logs', '--metatrain_iterations=2', *SHORT]
     run = naming.run_name(do(*flags, f'--data_dir={tmp_path}/a', '--test_set'))
+    everything = [*flags, f'--data_dir={tmp_path}/a/train', f'--init_from={tmp_path}/logs/{run}/model2.npz']
+    for more in (['--train=False', '--test_set'], [f'--logdir={tmp_path}/other']):
+        with pytest.raises(UserError, match='was trained on all classes of .*/a/train: bring others'):
+            do(*everything, *more)
     test = [*flags, f'--data_dir={tmp_path}/b', '--test_set', '--train=False']
-    with pytest.raises(UserError, match='/b has not the images of the training: bring them back, or name the weights'):
+    with pytest.raises(UserError, match='/b has not the images of the training: bring them back, or use --init_from'):
         do(*test)
     do(*test, f'--init_from={tmp_path}/logs/{run}/model2.npz')
 

@@ -87,3 +87,10 @@ def test_download_without_network(tmp_path, monkeypatch, url):
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     result = run(OMNIGLOT, '--download', f'--url={url}', f'--dest={tmp_path / "dest"}')
     assert_refused(result, f'cannot fetch {url}/images_background.zip', '--source')
+
+
+def test_published_md5s(monkeypatch):
+    assert load_omniglot(monkeypatch).ARCHIVES == {
+        'images_background.zip': '68d2efa1b9178cc56df9314c21c6e718',
+        'images_evaluation.zip': '6b91aef0f799c5bb55b94e3f2daec811',
+    }

@@ -64,7 +64,7 @@ def make_data(folder, **given):
 
 
 def test_a_folder_is_split_by_the_seed(folder, capsys):
-    (folder / 'predictions.csv').touch()
+    (folder / 'predictions.csv').write_text('t,predicted income\n')
     assert len(regression.csv_files(folder)) == 10 and 'what --predict writes' in capsys.readouterr().err
     (folder / 'predictions.csv').unlink()
     parts = [regression.find_tables(folder, seed)[0] for seed in (1, 1, 2)]
@@ -215,7 +215,7 @@ def test_a_run_on_folders_of_splits_is_tested_beside_what_it_was_trained_on(fold
             write_table(tmp_path / place / 'tables' / split / '0.csv', line(np.random.default_rng(seed + ord(place))))
     run = run_here(*flags(tmp_path / 'a' / 'tables', f'--logdir={tmp_path}', '--metatrain_iterations=2', '--test_set'))
     test = [*flags(tmp_path / 'b' / 'tables', f'--logdir={tmp_path}', '--test_set', '--train=False')]
-    with pytest.raises(UserError, match='has not the tables of the training: bring them back, or name the weights'):
+    with pytest.raises(UserError, match='has not the tables of the training: bring them back, or use --init_from'):
         run_here(*test)
     run_here(*test, f'--init_from={run}/model2.npz')
 
@@ -370,6 +370,7 @@ def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, cap
         ('a,b\n', 'has no rows below the names'),
         ('a,b\n' + '1,2\n' * 8, 'has 8 rows, but a task needs 9'),
         ('a,b\n1,2\n\n1\n', 'line 4: 1 values for 2 columns'),
+        ('a,b\n1,2\n,\n3,4\n,\n  \n', "line 3: '' in column a is no number"),
         ('a,b\n1,two\n', "line 2: 'two' in column b is no number"),
         ('a,b\n1_5,2\n', "line 2: '1_5' in column a is no number"),
         ('a,b\n' + '1,2e200\n3,4\n' * 8, 'and others is too large to be standardised'),

@@ -158,14 +158,18 @@ def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatc
         reproduce.work_off([missing], 1, options)
 
 
-def test_a_figure_is_drawn_where_something_was_done_or_it_was_asked_for(done, tmp_path, monkeypatch, capsys):
-    """Its line here says that it has no curve: of the paper's targets nothing was run."""
-    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(reproduce, 'FIGURES', {'figure6': ['sinusoid']})
-    for asked, force, drawn in (('tiny', False, False), ('figure6', False, True), ('tiny', True, True)):
-        options = argparse.Namespace(targets=[asked], results=tmp_path, data_dir=None, force=force, test=False)
-        reproduce.work_off([TINY], 1, options)
-        assert ('figure6: ' in capsys.readouterr().out) == drawn
+def test_a_figure_is_drawn_where_it_is_not_up_to_date_or_was_asked_for(tmp_path, capsys):
+    shutil.copytree(RESULTS / 'point', tmp_path / 'point')
+    chosen = targets.select(['figure4'])
+    for asked, drawn in (('table4', True), ('table4', False), ('figure4', True)):
+        options = argparse.Namespace(targets=[asked], results=tmp_path, data_dir=None, force=False, test=False)
+        reproduce.work_off(chosen, 1, options)
+        assert ('figure4.png' in capsys.readouterr().out) == drawn
+    (path,) = tmp_path.glob('point/random/seed1/test*.json')
+    path.write_text('{')
+    with pytest.raises(UserError, match='cannot be read'):  # of the list, after all others are done
+        reproduce.work_off(chosen, 1, options)
+    assert 'figure5/point/random: passed over' in capsys.readouterr().out.replace('figure4/', 'figure5/')
 
 
 def test_the_list_has_every_target_and_every_cell_of_the_paper_is_one():

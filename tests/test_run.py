@@ -216,13 +216,14 @@ def test_a_run_goes_on_from_the_weights_that_it_was_started_from(tmp_path):
     with pytest.raises(UserError, match=f'started from other weights than are in {base} now'):
         train(new, metatrain_iterations=1, init_from=str(base))
     base.unlink()
-    assert train(new, metatrain_iterations=1, init_from=str(base)) == 5
+    assert train(new, metatrain_iterations=2, init_from=str(base)) == 6
+    assert train(new, metatrain_iterations=2, init_from=str(copy)) == 6  # still known, though base is gone
     old = json.loads(config.read_text())
     del old['settings']['init_digest']
     config.write_text(json.dumps(old))
-    assert train(new, metatrain_iterations=1, init_from=str(base)) == 5
+    assert train(new, metatrain_iterations=2, init_from=str(base)) == 6
     with pytest.raises(UserError, match='made with --init_from='):
-        train(new, metatrain_iterations=1, init_from=str(copy))
+        train(new, metatrain_iterations=2, init_from=str(copy))
 
 
 def test_a_run_begins_anew_from_its_own_weights(tmp_path):
@@ -233,6 +234,10 @@ def test_a_run_begins_anew_from_its_own_weights(tmp_path):
         train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model3.npz'))
     assert train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model4.npz')) == 6
     assert names(tmp_path / 'run.1') == ['model4.npz'] and not (tmp_path / 'run.2').exists()
+    assert train(folder, metatrain_iterations=3, init_from=str(tmp_path / 'run.1' / 'model4.npz')) == 7
+    assert json.loads((folder / 'config.json').read_text())['settings']['init_from'] == str(
+        tmp_path / 'run.1/model4.npz'
+    )
 
 
 def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):

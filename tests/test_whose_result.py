@@ -146,7 +146,7 @@ def test_the_authors_command_finds_the_run():
 def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
     """A copy in another place will do; a file more will not; a run from before, which does not tell, goes on."""
     data = image_folders.miniimagenet(tmp_path / 'data', images=4)
-    flags = ['--datasource=miniimagenet', '--num_filters=2', '--meta_batch_size=1', '--num_updates=1', *SHORT]
+    flags = ['--datasource=miniimagenet', '--meta_batch_size=1', '--num_updates=1', *SHORT]
     flags += [f'--logdir={tmp_path}/logs', '--train_query=1', '--conv=False', '--num_test_tasks=1']
     config = run_here(*flags, f'--data_dir={data}', '--metatrain_iterations=1') / 'config.json'
     output = capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_its_own_images_alone(tmp_path, capsys):
     data_generator.load_folders.cache_clear()
     with pytest.raises(UserError, match='trained on other data'):
         run_here(*flags, f'--data_dir={copy}', '--metatrain_iterations=1')
-    with pytest.raises(UserError, match='has not the images of the training: bring them back, or name the weights'):
+    with pytest.raises(UserError, match='has not the images of the training: bring them back, or use --init_from'):
         run_here(*flags, f'--data_dir={copy}', '--train=False')
     old = json.loads(config.read_text())
     del old['settings']['data_digest']
