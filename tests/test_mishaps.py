@@ -348,6 +348,14 @@ def test_figures_name_a_result_that_is_none(tmp_path, odd, capsys):
     assert 'a.json is no result' in error and len(error.splitlines()) == 1
 
 
+def test_an_adaptation_that_diverges_ends_no_pretraining(tmp_path):
+    """Which does not use it; meta-training does."""
+    flags = ['--num_updates=5', '--update_lr=30', '--log=False', '--num_test_tasks=2', '--test_num_updates=1']
+    run_here(*flags, '--pretrain_iterations=100', '--metatrain_iterations=0', f'--logdir={tmp_path}/pretrained')
+    with pytest.raises(UserError, match='the loss is not finite'):
+        run_here(*flags, '--metatrain_iterations=100', f'--logdir={tmp_path}/trained')
+
+
 # ---- What a user reads -----------------------------------------------------------------------------------------
 
 

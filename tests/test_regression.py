@@ -362,6 +362,11 @@ def test_pretrained_weights_have_no_step_size_of_their_own(folder, tmp_path, cap
 # ---- What is of no use ---------------------------------------------------------------------------------------------
 
 
+def test_empty_lines_and_empty_rows_at_the_end_are_passed_over(tmp_path):
+    (tmp_path / 'a.csv').write_text('a,b\n\n1,2\n3,4\n,\n  \n')
+    assert regression.read_columns(str(tmp_path / 'a.csv'), ['b']).tolist() == [[2], [4]]
+
+
 @pytest.mark.parametrize(
     'text, words',
     [

@@ -234,10 +234,9 @@ def test_a_run_begins_anew_from_its_own_weights(tmp_path):
         train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model3.npz'))
     assert train(folder, metatrain_iterations=2, resume=False, init_from=str(folder / 'model4.npz')) == 6
     assert names(tmp_path / 'run.1') == ['model4.npz'] and not (tmp_path / 'run.2').exists()
-    assert train(folder, metatrain_iterations=3, init_from=str(tmp_path / 'run.1' / 'model4.npz')) == 7
-    assert json.loads((folder / 'config.json').read_text())['settings']['init_from'] == str(
-        tmp_path / 'run.1/model4.npz'
-    )
+    moved = str(tmp_path / 'run.1' / 'model4.npz')
+    assert json.loads((folder / 'config.json').read_text())['settings']['init_from'] == moved
+    assert train(folder, metatrain_iterations=3, init_from=moved) == 7
 
 
 def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):
