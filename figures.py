@@ -385,11 +385,11 @@ def place(name, root, seed):
 
 def up_to_date(name, root, seed):
     """Whether the picture of a figure of the paper, a PNG, is of the tests that are below `root`."""
-    path = f'{place(name, root, seed)}.png'
-    if not os.path.exists(path):
+    try:
+        with Image.open(f'{place(name, root, seed)}.png') as picture:
+            return picture.text.get('Source') == digest(find(root, FIGURES[name], seed))
+    except OSError:  # there is none, or it is damaged
         return False
-    with Image.open(path) as picture:
-        return picture.text.get('Source') == digest(find(root, FIGURES[name], seed))
 
 
 def write_figure(name, root, seed):

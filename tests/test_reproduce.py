@@ -161,7 +161,9 @@ def test_what_has_no_data_is_passed_over_and_leaves_nothing(tmp_path, monkeypatc
 def test_a_figure_is_drawn_where_it_is_not_up_to_date_or_was_asked_for(tmp_path, capsys):
     shutil.copytree(RESULTS / 'point', tmp_path / 'point')
     chosen = targets.select(['figure4'])
-    for asked, drawn in (('table4', True), ('table4', False), ('figure4', True)):
+    for asked, drawn in (('table4', True), ('table4', False), ('figure4', True), ('damaged', True)):
+        if asked == 'damaged':
+            (tmp_path / 'figure4.png').write_bytes(b'no picture')
         options = argparse.Namespace(targets=[asked], results=tmp_path, data_dir=None, force=False, test=False)
         reproduce.work_off(chosen, 1, options)
         assert ('figure4.png' in capsys.readouterr().out) == drawn
