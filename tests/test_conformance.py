@@ -1,5 +1,6 @@
 """The port against numbers that the original code computed (docs/conformance.md)."""
 
+import re
 import subprocess
 import sys
 
@@ -177,6 +178,23 @@ def test_fused_and_written_out_batch_norm_agree_to_the_second_derivative(size):
     assert relative(second(moments_batch_norm), written) > 1e-2
 
 
+def test_the_pages_example_gives_our_numbers(tmp_path, monkeypatch):
+    """As it stands there; its policy, adapted and kept, acts as it did."""
+    page = (FOLDER.parents[2] / 'docs' / 'conformance.md').read_text()
+    code = re.search(r'## Our numbers on your own batch.*?```python\n(.*?)```', page, re.DOTALL)[1]
+    (tmp_path / 'results').symlink_to(FOLDER.parents[2] / 'results')
+    monkeypatch.chdir(tmp_path)
+    exec(code, names := {})
+    assert names['gradients'].keys() == names['model'].weights.keys() and names['metrics'].shape == (4,)
+    loss_before, loss_after, _, accuracy_after = names['metrics']
+    assert loss_after < 0.1 * loss_before and accuracy_after == 1  # on the support set itself
+    before, after = names['returns']
+    assert before.shape == (2,) and (after > before / 2).all()
+    names['checkpoint'].restore_weights('adapted.npz', names['policy'])
+    for name, weight in names['policy'].weights.items():
+        np.testing.assert_array_equal(weight, names['phis'][1][name][0])
+
+
 # ---- The command for authors of other ports ----------------------------------------------------------------------
 
 
@@ -235,9 +253,8 @@ def test_what_is_off_in_reinforcement_learning_fails(tmp_path, capsys, key):
         ('sinusoid_1step', {}, 'holds nothing'),
         ('sinusoid_1step', {'g/w1': np.zeros([1, 40])}, 'g/b1 is missing'),
         ('sinusoid_1step', {'gradient/w1': np.zeros([1, 40])}, 'gradient/w1 is none of the quantities'),
-        ('sinusoid_1step', {'outputa': np.zeros([2, 10])}, 'outputa has the shape (2, 10), not'),
         ('trpo_point', {'outer/gradient': np.zeros(3)}, 'outer/gradient is nothing that is compared'),
-        ('trpo_point', {'outer/grad': np.zeros(3)}, 'outer/grad has the shape (3,), not (10604,)'),
+        ('trpo_point', {'theta': np.zeros(3)}, 'theta is nothing that is compared'),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path, capsys, name, changes, words):
@@ -247,13 +264,44 @@ def test_what_cannot_be_compared_is_said_in_one_line(tmp_path, capsys, name, cha
     assert words in error and error.count('\n') == 1
 
 
+def test_what_rounding_does_to_conjugate_gradients_passes(tmp_path, capsys):
+    """Another port's finite differences differ in float32, and ten iterations spread that."""
+    mine = stored(RL_FOLDER, 'trpo_point', 'cg/', 'ls/', 'outer/loss_', 'outer/kl_before', 'outer/kl_after', 'hvp/H')
+    mine = {key: np.float64(array) for key, array in mine.items() if 'base_eps' not in key}
+    noise = np.random.RandomState(0)
+    for key, direction in mine.items():
+        if key.startswith('cg/') and direction.ndim:
+            mine[key] = direction + 1e-4 * np.linalg.norm(direction) / direction.size**0.5 * noise.randn(*direction.shape)
+    np.savez(tmp_path / 'mine.npz', **mine)
+    assert command_line('trpo_point', tmp_path / 'mine.npz') == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == mine.keys()
+
+
+@pytest.mark.parametrize(
+    'name, key, value, words',
+    [
+        ('sinusoid_1step', 'outputa', np.zeros([2, 10]), 'outputa has the shape (2, 10), not (4, 10, 1)'),
+        ('sinusoid_1step', 'g/w1', np.zeros([40, 1]), 'g/w1 has the shape (40, 1), not (1, 40)'),
+        ('trpo_point', 'ls/loss', np.zeros(3), 'ls/loss has the shape (3,), not (2,): another number of trials'),
+    ],
+)
+def test_another_shape_fails_beside_what_is_right(tmp_path, capsys, name, key, value, words):
+    folder = RL_FOLDER if name.startswith('trpo') else FOLDER
+    mine = stored(folder, name, 'total_loss1', 'outputb', 'g/', 'outer/grad', key)
+    np.savez(tmp_path / 'mine.npz', **mine | {key: value})
+    assert command_line(name, tmp_path / 'mine.npz') == 1
+    output = capsys.readouterr()
+    assert words in output.err and output.err.count('\n') == 1
+    lines = output.out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith('FAILS')] == [key.removesuffix('/w1')] and len(lines) > 1
+
+
 def test_a_tensor_of_another_shape_is_not_compared():
     """Also where the vector keeps but its first entries; the norm tells of the others."""
     case = Case('omniglot_mlp')
     values = {name: gradient.numpy() for name, gradient in case.model().meta_gradient(case.tasks)[0].items()}
     assert case.error(values, 'g') < 1e-4
-    with pytest.raises(ValueError, match='g/w1 has the shape'):
-        case.error(values | {'w1': values['w1'].T}, 'g')
+    assert np.isnan(case.error(values | {'w1': values['w1'].T}, 'g'))
     spoilt = values['w1'].copy()
     spoilt[300:] = 0
     assert case.error(values | {'w1': spoilt}, 'g') > 1e-2
