@@ -190,7 +190,9 @@ def restore_latest(folder, model):
         except UserError as error:
             print(f'skipped: {error}')
     if paths:
-        raise UserError(f'no checkpoint in {folder} can be used: remove the folder or choose another --logdir')
+        raise UserError(
+            f'no checkpoint in {folder} can be used: choose another --logdir, or --resume=False to start anew'
+        )
     raise UserError(
         f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
         'in the test: --train_update_batch_size has that of the training)'

@@ -199,6 +199,15 @@ CONTRADICTIONS = {
             '--kl_constrain_step={kl_constrain_step} names no policy: give -1 (the adapted one), or a step up to '
             '--num_updates={num_updates}',
         ),
+        (
+            lambda c: c.learn_update_lr and 0 <= c.kl_constrain_step < c.num_updates,
+            '--kl_constrain_step={kl_constrain_step} leaves the learned step sizes without a limit: drop it or '
+            '--learn_update_lr',
+        ),
+        (
+            lambda c: c.learn_update_lr and not c.train and 'update_lr' in c.given,
+            '--update_lr={update_lr} is not used, for the weights bring their learned step sizes: drop it',
+        ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
         (
             lambda c: c.likelihood_ratio and c.stop_grad,

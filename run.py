@@ -108,19 +108,20 @@ class Run:
             return
         for name, weight in self.model.weights.items():
             if not np.all(np.isfinite(weight)):
-                raise self.not_finite(name, self.iteration)
+                raise self.broken_off(f'{name} is not finite', self.iteration)
         seconds = self.seconds + time.time() - self.start
         numbers = {'iteration': self.iteration, 'seed': self.config.seed, 'seconds': seconds}
         checkpoint.save(self.folder, self.model, self.config.max_to_keep, **numbers)
         self.writer.flush()
         self.saved = self.iteration
 
-    def not_finite(self, what, iteration):
+    def broken_off(self, why, iteration):
         """Return the UserError for numbers that have become useless."""
-        outer = 'meta_lr' if hasattr(self.config, 'meta_lr') else 'meta_step_size'
+        sizes = ['--update_lr'] * (self.config.num_updates > 0)
+        sizes.append('--meta_lr' if hasattr(self.config, 'meta_lr') else '--meta_step_size')
         saved = f'the last good checkpoint in {self.folder} is kept; ' if checkpoint.exists(self.folder) else ''
-        stopped = f'{what} not finite at iteration {iteration}: training stopped, {saved}'
-        return UserError(f'{stopped}try a smaller --update_lr or --{outer}')
+        stopped = f'iteration {iteration}: {why}: training stopped, {saved}'
+        return UserError(f'{stopped}try a smaller {" or ".join(sizes)}')
 
     def __exit__(self, *raised):
         if raised[0] is not None:

@@ -213,7 +213,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
             metrics = train_block(block, run.iteration - begin, last - begin, pretrain)
             for step, row in enumerate(metrics, start=run.iteration):
                 if not np.all(np.isfinite(row[::2] if pretrain else row)):  # what is after adaptation is logged alone
-                    raise run.not_finite('the loss is', step)
+                    raise run.broken_off('the loss is not finite', step)
                 usual = warn_of_jump(row[:2].max(), usual, step)
                 recent.append(row)
                 if step % SUMMARY_INTERVAL == 0:

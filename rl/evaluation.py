@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 import report
 from naming import test_name
-from rl.envs import FAMILIES
+from rl.envs import FAMILIES, draw_tasks
 from rl.envs.base import DirectionTask
 from rl.envs.point import PointEnv
 from rl.policy import flatten
@@ -50,8 +50,7 @@ def step_sizes(config, learned):
 
 def test_tasks(config):
     """Return the test tasks; at the paper's number and seed those of the original (maml_rl: test_maml_*.py)."""
-    env = FAMILIES[config.datasource].env
-    return env.sample_tasks(np.random.RandomState(config.test_seed), config.num_test_tasks)
+    return draw_tasks(config.datasource, np.random.RandomState(config.test_seed), config.num_test_tasks)
 
 
 def test(config, model, folder, tested, threads, paper):
@@ -112,7 +111,8 @@ def test(config, model, folder, tested, threads, paper):
         'seconds': round(time.time() - start, 1),
         **tested,
     }
-    if issubclass(FAMILIES[config.datasource].env, PointEnv):  # three paths each time, for the picture of figure 4
+    env = FAMILIES[config.datasource].env
+    if issubclass(env, PointEnv) and env.observation_size == 2:  # three paths each time, for the picture of figure 4
         shown = [np.split(paths.observations[0], np.cumsum(paths.path_lengths[0]))[:-1][:3] for paths in first]
         result['paths'] = [[path.round(3).tolist() for path in some] for some in shown]
     report.write(os.path.join(folder, test_name(config)), rows, result)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-# Name -> the function for tensors and the one for NumPy arrays.
+# Name -> the function for tensors and the one for NumPy arrays; --hvp=exact needs its derivatives too (hessian.py).
 NONLINEARITIES = {'relu': (tf.nn.relu, lambda x: np.maximum(x, 0.0)), 'tanh': (tf.tanh, np.tanh)}
 
 

@@ -64,7 +64,7 @@ class Sampler:
             -> actions [tasks, simulations, act_dim], as mean + std * noise; noise is standard normal. It is
             called for all simulations each time; what it says for those that have finished is not used.
 
-        Raises FloatingPointError when the policy's actions are not finite, or a half-cheetah diverges.
+        Raises FloatingPointError when actions, observations or rewards are not finite, or a half-cheetah diverges.
         """
         entropy = np.random.SeedSequence((*self._seed, self._collected))
         reset_rng, noise_rng = (np.random.Generator(np.random.Philox(child)) for child in entropy.spawn(2))
@@ -93,7 +93,8 @@ class Sampler:
             actions = act(observations.reshape(tasks, simulations, -1), noise)
             actions = np.where(running[:, None], np.asarray(actions, np.float32).reshape(n, -1), 0)
             if not np.isfinite(actions).all():
-                raise FloatingPointError(f"the policy's actions are not finite at time step {step}")
+                which = "the policy's actions are" if np.isfinite(observations[running]).all() else 'an observation is'
+                raise FloatingPointError(f'{which} not finite at time step {step}')
             ids = None if running.all() else np.flatnonzero(running)
             rewards, terminated = self._world.step(actions, self._env_tasks, ids)
             all_observations[:, step] = observations
@@ -118,8 +119,10 @@ class Sampler:
             [(e, slice(start, start + length)) for (e, start), length in zip(paths, kept_lengths)]
             for paths, kept_lengths in zip(started, path_lengths)
         ]
-        arrays = (_lay_out(kept, source) for source in (all_observations, all_actions, all_rewards))
-        return Paths(*arrays, path_lengths)
+        observations, actions, rewards = (_lay_out(kept, a) for a in (all_observations, all_actions, all_rewards))
+        if not np.isfinite(rewards).all():
+            raise FloatingPointError('a reward is not finite')
+        return Paths(observations, actions, rewards, path_lengths)
 
 
 def _needed(lengths, enough):

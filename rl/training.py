@@ -13,7 +13,7 @@ from tqdm import tqdm
 import checkpoint
 from experiments import SOURCES, print_settings
 from rl import video
-from rl.envs import FAMILIES
+from rl.envs import FAMILIES, draw_tasks
 from rl.envs.check import check
 from rl.evaluation import test, test_tasks
 from rl.maml_trpo import MamlTrpo, MetaIteration, MetaSettings, meta_iteration
@@ -68,7 +68,7 @@ def make_model(config, threads):
     policy = GaussianPolicy(
         env.observation_size + (config.baseline == 'oracle') * int(np.prod(env.task_shape)),
         env.action_size,
-        hidden_sizes=SOURCES[config.datasource].dim_hidden,
+        hidden_sizes=tuple(SOURCES[config.datasource].dim_hidden),
         nonlinearity=config.nonlinearity,
         context_size=env.observation_size if config.baseline == 'context' else 0,
     )
@@ -117,11 +117,11 @@ def train(config, origins, model, folder, threads):
                 with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed below
                     theta, *values = meta_iteration(model, sampler)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
-                raise run.not_finite(f'{error}:', iteration) from None
+                raise run.broken_off(error, iteration) from None
             metrics = dict(zip(METRICS[1:], values))
             for name, value in metrics.items():
                 if not np.isfinite(value):
-                    raise run.not_finite(f'{name} is', iteration)
+                    raise run.broken_off(f'{name} is not finite', iteration)
             if metrics['return_after'] > best:
                 best = metrics['return_after']
                 path = os.path.join(folder, checkpoint.BEST)
@@ -144,7 +144,7 @@ def train_tasks(config, iteration):
     The last number tells this stream from that of the initial weights; the sampler's are children of others.
     """
     rng = np.random.default_rng((config.seed, iteration, 1))
-    return FAMILIES[config.datasource].env.sample_tasks(rng, config.meta_batch_size)
+    return draw_tasks(config.datasource, rng, config.meta_batch_size)
 
 
 def begin_progress(folder, iteration):
@@ -178,5 +178,7 @@ def load_for_test(config, model, folder):
     names = [f'model{config.test_iter}.npz'] if config.test_iter != -1 else [checkpoint.BEST, checkpoint.PACKED]
     paths = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
     if not paths:
-        raise UserError(f'no {names[0]} in {folder}: train first with the same flags, or name one with --init_from')
+        there = ', '.join(os.path.basename(path) for path in checkpoint.find(folder))
+        instead = f'there are {there}, to be tested by --test_iter' if there else 'train first with the same flags'
+        raise UserError(f'no {names[0]} in {folder}: {instead}, or name one with --init_from')
     return history(config, paths[0], checkpoint.restore(paths[0], model))

@@ -28,7 +28,12 @@ def check(path, family, task):
     folder = os.path.dirname(path) or '.'
     if not os.access(folder, os.W_OK):
         raise runtime.UserError(f'--video={path}: {folder} is no folder that can be written to')
-    pictures(family, task, np.zeros((0, FAMILIES[family].env.action_size)), every=1)
+    env = FAMILIES[family].env
+    (picture,) = pictures(family, task, np.zeros((0, env.action_size)), every=1)
+    if getattr(picture, 'dtype', None) != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise runtime.UserError(f'--video: render of {env.__name__} gives no uint8 array [height, width, 3]: mend it')
+    if not hasattr(env, 'asset') and 'render_fps' not in env.metadata:
+        raise runtime.UserError(f'--video: {env.__name__}.metadata has no render_fps, frames a second: add it')
 
 
 def write(path, family, task, oracle, act, weights):
@@ -76,7 +81,12 @@ def pictures(family, task, actions, every):
                 film = process.submit(replay, family, task, actions, every)
             return film.result()
         except Exception as error:  # each of MuJoCo's renderers fails in its own way
-            reason = ' '.join(str(error).split())
+            env, reason = FAMILIES[family].env, ' '.join(str(error).split())
+            if not hasattr(env, 'asset'):
+                raise runtime.UserError(
+                    f'--video: {env.__name__} cannot be drawn ({type(error).__name__}: {reason}): mend its render, or '
+                    'drop --video'
+                ) from None
             raise runtime.UserError(
                 f'--video needs a renderer, and MuJoCo found none here ({reason}): set MUJOCO_GL=egl, or install '
                 'libosmesa6 and set MUJOCO_GL=osmesa, or drop --video'

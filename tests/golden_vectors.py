@@ -3,7 +3,8 @@
     python tests/golden_vectors.py sinusoid_1step MINE.npz
 
 MINE.npz holds the port's numbers under the names of the vector's. Each error is printed beside its tolerance; the exit
-code is 1 where one is larger or of another shape, 2 where they cannot be compared. Needs NumPy alone, but for `Case.model`.
+code is 1 where one is larger, or a shape is another, 2 where they cannot be compared. Needs NumPy alone, but for
+`Case.model`.
 """
 
 import functools
@@ -191,15 +192,13 @@ def compare(name, mine):
 def compare_rl(name, mine):
     """The same for a file of golden/rl; its keys are compared one by one, in the order of the file."""
     golden, rows = np.load(RL_FOLDER / f'{name}.npz'), []
-    tolerances = {k: next((t for keys, t in RL_QUANTITIES.items() if re.fullmatch(keys, k)), None) for k in golden.files}
-    for key in mine:
-        if tolerances.get(key) is None:
+    for key in sorted(mine, key=lambda key: golden.files.index(key) if key in golden else -1):
+        tolerance = next((t for pattern, t in RL_QUANTITIES.items() if re.fullmatch(pattern, key)), None)
+        if key not in golden or tolerance is None:
             raise ValueError(f'{key} is nothing that is compared in {name}: leave it out')
-    for key in (key for key in golden.files if key in mine):
-        tolerance = str(tolerances[key])
-        start = golden['theta'] if tolerance.endswith('- theta') else None
-        error = distance(mine[key], golden[key], key, start, absolute=tolerance.endswith('(abs)'))
-        rows.append((key, error, RL_TOLERANCES.get(tolerance, tolerances[key])))
+        start = golden['theta'] if str(tolerance).endswith('- theta') else None
+        error = distance(mine[key], golden[key], key, start, absolute=str(tolerance).endswith('(abs)'))
+        rows.append((key, error, RL_TOLERANCES.get(tolerance, tolerance)))
     return rows
 
 

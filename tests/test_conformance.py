@@ -269,9 +269,9 @@ def test_what_rounding_does_to_conjugate_gradients_passes(tmp_path, capsys):
     mine = stored(RL_FOLDER, 'trpo_point', 'cg/', 'ls/', 'outer/loss_', 'outer/kl_before', 'outer/kl_after', 'hvp/H')
     mine = {key: np.float64(array) for key, array in mine.items() if 'base_eps' not in key}
     noise = np.random.RandomState(0)
-    for key, direction in mine.items():
-        if key.startswith('cg/') and direction.ndim:
-            mine[key] = direction + 1e-4 * np.linalg.norm(direction) / direction.size**0.5 * noise.randn(*direction.shape)
+    for key, exact in mine.items():
+        if key.startswith('cg/') and exact.ndim:
+            mine[key] = exact + 1e-4 * np.linalg.norm(exact) / exact.size**0.5 * noise.randn(*exact.shape)
     np.savez(tmp_path / 'mine.npz', **mine)
     assert command_line('trpo_point', tmp_path / 'mine.npz') == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == mine.keys()

@@ -283,6 +283,8 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('baseline=random init_from=x.npz', 'baseline=random'),
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
                 ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
+                ('kl_constrain_step=0 learn_update_lr=True', 'kl_constrain_step=1 learn_update_lr=True'),
+                ('update_lr=1 learn_update_lr=True train=False', 'update_lr=1 learn_update_lr=True'),
                 ('hvp=exact baseline=context', 'baseline=context'),
                 ('likelihood_ratio=True stop_grad=True', 'likelihood_ratio=True'),
                 ('baseline=pretrain likelihood_ratio=True', 'baseline=context likelihood_ratio=True'),

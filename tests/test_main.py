@@ -93,7 +93,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path, capsys):
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match='not finite at iteration 0') as error:
+    with pytest.raises(UserError, match='iteration 0: the loss is not finite: training stopped') as error:
         run_here(f'--logdir={tmp_path}', '--update_lr=1e30', '--metatrain_iterations=1000', '--log=False')
     assert '\n' not in str(error.value)
 

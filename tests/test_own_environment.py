@@ -6,11 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
+import rl.evaluation
+import rl.training
 from rl.envs import FAMILIES, Family
+from rl.envs.base import TaskEnv
 from rl.envs.check import check
 from runtime import UserError
 
@@ -54,6 +58,11 @@ def unlimited(spec):
         actuator.ctrllimited = False
 
 
+def shifted(state):
+    state.qpos[:, 2] -= 0.05
+    return np.concatenate([state.qpos[:, 2:], state.qvel], axis=1)
+
+
 @pytest.mark.parametrize(
     'broken, words',
     [
@@ -73,6 +82,10 @@ def unlimited(spec):
         ({'fields': ('qpos', 'qvel', 'xpos')}, 'fields has xpos'),
         ({'asset': 'no_such.xml'}, 'no_such.xml'),
         ({'edit': staticmethod(unlimited)}, 'no ctrlrange'),
+        ({'sample_tasks': staticmethod(lambda rng, n: np.random.rand(n))}, 'gives other tasks for the same rng'),
+        ({'observe': staticmethod(lambda state: [[0] * 8 for _ in state.qpos])}, 'observe gives a list'),
+        ({'observe': staticmethod(shifted)}, 'read-only'),
+        ({'reward': staticmethod(lambda state, control, tasks: tasks + np.nan)}, 'reward gives numbers that are not'),
     ],
 )
 def test_what_does_not_fit_together_is_said_before_training(monkeypatch, broken, words):
@@ -83,6 +96,69 @@ def test_what_does_not_fit_together_is_said_before_training(monkeypatch, broken,
     with pytest.raises(UserError) as error:
         check('own')
     assert words in str(error.value) and '--datasource=own: Broken: ' in str(error.value)
+
+
+class Carts(TaskEnv):
+    """Carts on a line, without MuJoCo, that earn by how near they are to a place."""
+
+    observation_size, action_size = 2, 1
+
+    @staticmethod
+    def sample_tasks(rng, n):
+        return rng.uniform(-1, 1, n)
+
+    @classmethod
+    def world(cls, n, threads=2):
+        return cls(n)
+
+    def __init__(self, n):
+        self.x, self.v = np.zeros([2, n])
+
+    def reset(self, ids, rng):
+        self.x[ids] = rng.uniform(-1, 1, len(ids))
+        self.v[ids] = rng.uniform(-1, 1, len(ids))
+
+    def observe(self):
+        return np.stack([self.x, self.v], axis=1)
+
+    def step(self, actions, tasks, ids=None):
+        ids = slice(None) if ids is None else ids
+        self.v[ids] += 0.1 * actions[ids, 0]
+        self.x[ids] += 0.1 * self.v[ids]
+        return -np.abs(self.x - tasks), np.abs(self.x) > 2
+
+
+@pytest.mark.parametrize(
+    'broken, words',
+    [
+        ({'reset': lambda self, ids, rng: Carts.reset(self, np.arange(len(self.x)), rng)}, 'reset changes other'),
+        ({'step': lambda self, actions, tasks, ids=None: Carts.step(self, actions, tasks)}, 'step changes other'),
+        ({'step': lambda self, actions, tasks: Carts.step(self, actions, tasks)}, 'TypeError'),
+        ({'observe': lambda self: (self.x.__iadd__(1), Carts.observe(self))[1]}, 'observe changes the simulation'),
+        ({'observe': lambda self: Carts.observe(self) - self.x.mean()}, 'observe after a step of a simulation depends'),
+    ],
+)
+def test_simulations_without_mujoco_are_checked_too(monkeypatch, broken, words):
+    """Sound where a reset draws twice; each of the others would spoil paths in silence."""
+    monkeypatch.setitem(FAMILIES, 'own', Family('maml/Carts-v0', Carts, 20, 'goes to {:.2f}'.format))
+    check('own')
+    monkeypatch.setitem(FAMILIES, 'own', FAMILIES['own']._replace(env=type('Broken', (Carts,), broken)))
+    with pytest.raises(UserError) as error:
+        check('own')
+    assert words in str(error.value)
+
+
+def test_another_number_of_tasks_is_refused(monkeypatch):
+    """Fewer goals than the meta-batch has tasks."""
+    few = type('Few', (Carts,), {'sample_tasks': staticmethod(lambda rng, n: np.linspace(-1, 1, 5)[:n])})
+    monkeypatch.setitem(FAMILIES, 'own', Family('maml/Carts-v0', few, 20, 'goes to {:.2f}'.format))
+    check('own')
+    for tasks in (rl.training.train_tasks, rl.evaluation.test_tasks):
+        config = types.SimpleNamespace(datasource='own', seed=1, test_seed=1, meta_batch_size=5, num_test_tasks=5)
+        assert len(tasks(config, *[0] * (tasks is rl.training.train_tasks))) == 5
+        config.meta_batch_size = config.num_test_tasks = 20
+        with pytest.raises(UserError, match='sample_tasks gives 5 tasks for n = 20'):
+            tasks(config, *[0] * (tasks is rl.training.train_tasks))
 
 
 def test_words_that_do_not_fit_and_a_name_alone_are_noticed_too(monkeypatch):

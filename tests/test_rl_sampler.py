@@ -183,6 +183,26 @@ def test_what_cannot_be_sampled_is_an_error(tmp_path, monkeypatch):
         sampler.collect(diverge)
 
 
+@pytest.mark.parametrize(
+    'name, words', [('step', 'a reward is not finite'), ('observe', 'an observation is not finite at time step 1')]
+)
+def test_an_environment_that_says_nothing_finite_is_an_error(name, words):
+    """Also where no gradient is computed from it."""
+    sampler = Sampler('point', np.zeros([2, 2]) + 1, 2, 5)
+    world, calls = sampler._world, []
+    right = getattr(world, name)
+
+    def spoilt(*given):
+        found = right(*given)
+        calls.append(1)
+        (found[0] if name == 'step' else found)[0] = np.nan if len(calls) > 1 else 0
+        return found
+
+    setattr(world, name, spoilt)
+    with pytest.raises(FloatingPointError, match=words):
+        sampler.collect(lambda observations, noise: observations + noise)
+
+
 def test_a_diverged_ant_only_ends_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sampler = Sampler('ant_vel', [1.0], 2, 5)

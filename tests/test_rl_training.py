@@ -288,7 +288,7 @@ def test_only_the_context_is_adapted(tmp_path):
 
 
 def test_numbers_that_explode_stop_the_run(tmp_path):
-    with pytest.raises(UserError, match='not finite at iteration 0.*--update_lr'):
+    with pytest.raises(UserError, match='iteration 0: .* not finite.*--update_lr'):
         run_here(tmp_path, update_lr=1e30)
     with pytest.raises(UserError, match='training stopped, try'):  # there is no checkpoint yet to be kept
         run_here(tmp_path, update_lr=1e30)
@@ -331,9 +331,50 @@ def test_several_workers_and_a_break_give_the_same(tmp_path):
     assert [row['env_steps'] for row in progress(parts)] == [str(2 * 2 * 4 * 200)] * 2
 
 
-def test_untrained_folders_are_named(tmp_path):
+def test_what_is_not_there_to_test_is_named(tmp_path):
     with pytest.raises(UserError, match='train first'):
         run_here(tmp_path, train=False)
+    _, folder = run_here(tmp_path)
+    (folder / 'best.npz').unlink()
+    with pytest.raises(
+        UserError, match='no best.npz in .*: there are model2.npz, model1.npz, to be tested by --test_iter'
+    ):
+        run_here(tmp_path, train=False)
+
+
+class Line(FAMILIES['point'].env):
+    """A class of one's own, made of 2D navigation's, that shows where the point is along one axis."""
+
+    observation_size = 1
+
+    @classmethod
+    def world(cls, n, threads=2):
+        world = super().world(n)
+        world.observe = lambda: world.position[:, :1].copy()
+        return world
+
+
+def test_a_reward_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    """Where there is no inner update, none of its step sizes is blamed."""
+
+    class Far(FAMILIES['point'].env):
+        @classmethod
+        def world(cls, n, threads=2):
+            world = super().world(n)
+            step = world.step
+            world.step = lambda *given: (np.where(abs(world.position[:, 0]) > 0.3, np.nan, 0), step(*given)[1])
+            return world
+
+    monkeypatch.setitem(FAMILIES, 'point', FAMILIES['point']._replace(env=Far))
+    words = 'iteration 0: a reward is not finite: training stopped, try a smaller --meta_step_size$'
+    with pytest.raises(UserError, match=words):
+        run_here(tmp_path, baseline='oracle')
+
+
+def test_points_on_a_line_have_no_paths_in_a_plane(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, 'point', FAMILIES['point']._replace(env=Line))
+    _, folder = run_here(tmp_path)
+    assert 'paths' not in result(folder)
 
 
 def test_without_a_renderer_there_is_one_line(tmp_path, monkeypatch):
@@ -343,6 +384,22 @@ def test_without_a_renderer_there_is_one_line(tmp_path, monkeypatch):
     assert '\n' not in str(error.value)
     with pytest.raises(UserError, match='no folder'):
         video.check(str(tmp_path / 'none' / 'a.gif'), 'point', np.zeros(2))
+
+
+def test_what_keeps_an_environment_from_being_drawn_is_said(tmp_path, monkeypatch):
+    """Not that MuJoCo had no renderer."""
+    path, picture = str(tmp_path / 'a.gif'), np.zeros([9, 9, 3], np.uint8)
+    with pytest.raises(UserError, match=r'PointEnv cannot be drawn \(ValueError: .* a task has shape \(2,\), not'):
+        video.check(path, 'point', np.zeros(3))
+    for wrong in (picture / 255, picture[..., 0], [0]):
+        monkeypatch.setattr(video, 'pictures', lambda *_, wrong=wrong, **__: [wrong])
+        with pytest.raises(UserError, match='render of PointEnv gives no uint8 array'):
+            video.check(path, 'point', np.zeros(2))
+    monkeypatch.setattr(video, 'pictures', lambda *_, **__: [picture])
+    video.check(path, 'point', np.zeros(2))
+    monkeypatch.setattr(FAMILIES['point'].env, 'metadata', {})
+    with pytest.raises(UserError, match='render_fps'):
+        video.check(path, 'point', np.zeros(2))
 
 
 def test_the_video_replays_what_the_policy_did():

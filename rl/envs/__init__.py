@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium
+import numpy as np
 
 from rl.envs.ant import AntDirEnv, AntVelEnv
 from rl.envs.half_cheetah import HalfCheetahDirEnv, HalfCheetahVelEnv
 from rl.envs.point import PointEnv, PointSquaredEnv
+from runtime import UserError
 
 
 class Family(NamedTuple):
@@ -36,6 +38,17 @@ FAMILIES = {
     'ant_vel': Family('maml/AntVel-v0', AntVelEnv, 200, 'runs at {:.2f} m/s'.format),
     'ant_dir': Family('maml/AntDir-v0', AntDirEnv, 200, direction),
 }
+
+
+def draw_tasks(name, rng, n):
+    """Return n tasks of the family `name`, [n, ...]; UserError where its class draws another number."""
+    tasks = np.asarray(FAMILIES[name].env.sample_tasks(rng, n))
+    if len(tasks) != n:
+        raise UserError(
+            f'--datasource={name}: sample_tasks gives {len(tasks)} tasks for n = {n}: let it give n of them'
+        )
+    return tasks
+
 
 for _family in FAMILIES.values():
     gymnasium.register(

@@ -184,13 +184,15 @@ class DirectionTask:
 class MujocoWorld:
     """n simulations of a `TaskMujocoEnv` class that step together on threads, bit for bit like n of it.
 
-    `state`: live arrays [n, ...] of the class's `fields`; qpos and qvel can be written before `forward`.
+    `state`: live arrays [n, ...] of the class's `fields`; qpos and qvel can be written before `forward`. The class's
+    formulas get them read-only.
     """
 
     def __init__(self, env, n, threads):
         self.env = env
         self.batch = Batch(env.compile_model(), n, threads)
         self.state = SimpleNamespace(**{name: self.batch.bind(name) for name in env.fields})
+        self._seen = SimpleNamespace(**{name: read_only(array) for name, array in vars(self.state).items()})
         self._control = self.batch.bind('ctrl')
         self._bounds = self.batch.model.actuator_ctrlrange.T
 
@@ -205,16 +207,23 @@ class MujocoWorld:
     def forward(self, ids=None):
         """Compute `state` from qpos, qvel and the controls."""
         self.batch.forward(ids, stage=self.env.stage)
-        self.env.derive(self.state)
+        self.env.derive(self._seen)
 
     def observe(self):
         """Return observations [n, obs] float64."""
-        return self.env.observe(self.state)
+        return self.env.observe(self._seen)
 
     def step(self, actions, tasks, ids=None):
         """Advance `ids` (ascending; None: all); returns rewards, terminated [n], stale for the others."""
         self._control[:] = scale_action(actions.astype(np.float64, copy=False), *self._bounds)
         self.batch.step(ids, stage=self.env.stage)
-        self.env.derive(self.state)
-        terminated = self.env.terminated(self.state)
-        return self.env.reward(self.state, self._control, tasks), terminated
+        self.env.derive(self._seen)
+        terminated = self.env.terminated(self._seen)
+        return self.env.reward(self._seen, read_only(self._control), tasks), terminated
+
+
+def read_only(array):
+    """Return a view of an array that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,5 +1,6 @@
 """What a class of tasks must be, checked before training: one of the user's own could go wrong in silence."""
 
+import copy
 import os
 import traceback
 
@@ -14,7 +15,7 @@ STATE = {'qpos', 'qvel', 'act', 'ctrl', 'time'}  # of MjData, up to date after a
 
 
 def check(name):
-    """Take a step with three simulations of a family, and with the first alone; raises UserError for what is wrong."""
+    """Take the first steps of three simulations of a family, and of one; raises UserError for what is wrong."""
     if name not in FAMILIES:
         raise UserError(f'--datasource={name} has no line in FAMILIES (rl/envs/__init__.py): add one')
     family = FAMILIES[name]
@@ -30,11 +31,13 @@ def check(name):
 def faults(family):
     """Yield in words what is wrong with the class of a family."""
     env, n = family.env, 3
-    for rng in (np.random.default_rng(0), np.random.RandomState(0)):  # of training and of tests
-        tasks = np.asarray(env.sample_tasks(rng, n))
+    for generator in (np.random.default_rng, np.random.RandomState):  # of training and of tests
+        tasks, again = (np.asarray(env.sample_tasks(generator(0), n)) for _ in range(2))
         if tasks.shape != (n, *env.task_shape) or tasks.dtype.kind not in 'if':
             wanted = n, *env.task_shape
             yield f'sample_tasks gives {tasks.dtype} {tasks.shape} for n = {n}, and numbers {wanted} are wanted'
+        if not np.array_equal(tasks, again):
+            yield 'sample_tasks gives other tasks for the same rng: draw all that is random from it'
     try:
         family.in_words(tasks[0])
     except (TypeError, ValueError, IndexError) as error:
@@ -48,23 +51,46 @@ def faults(family):
         if env.stage == mujoco.mjtStage.mjSTAGE_NONE.value and set(env.fields) - STATE:
             yield f'fields has {", ".join(set(env.fields) - STATE)}, which stage says up to where to compute'
     actions = np.random.default_rng(1).normal(size=(n, env.action_size)).astype(np.float32)
-    rows = {}
     for number in (n, 1):
-        world = env.world(number, 1)
-        world.reset(np.arange(number), np.random.default_rng(2))
-        before = world.observe().copy()
-        rewards, terminated = world.step(actions[:number], tasks[:number])
-        found = {'observe': before, 'reward': rewards, 'terminated': terminated}
-        for what, shape in (
-            ('observe', (number, env.observation_size)),
-            ('reward', (number,)),
-            ('terminated', (number,)),
-        ):
-            if np.shape(found[what]) != shape:
-                yield f'{what} gives {np.shape(found[what])} for {number} simulations, and {shape} is wanted'
-        if np.asarray(terminated).dtype != bool:
-            yield f'terminated gives {np.asarray(terminated).dtype}, and bool is wanted'
-        rows[number] = {what: np.array(values[0], float) for what, values in found.items()}
-    for what, alone in rows[1].items():
-        if not np.allclose(alone, rows[n][what], rtol=1e-4, atol=1e-6):
+        _, found = first_step(env, actions[:number], tasks[:number])
+        yield from faults_in(found, number, env.observation_size)
+    others, other_tasks = actions.copy(), tasks.copy()
+    others[1:], other_tasks[1:] = -2 * actions[1:], env.sample_tasks(np.random.default_rng(3), n)[1:]
+    (world, found), (_, beside_others) = first_step(env, actions, tasks), first_step(env, others, other_tasks)
+    for what, values in found.items():
+        if not np.array_equal(values[0], beside_others[what][0]):
             yield f'{what} of a simulation depends on the others beside it: is an axis missing?'
+    if not np.array_equal(world.observe(), world.observe()):
+        yield 'observe changes the simulation: let it work on copies'
+    for what, change in (
+        ('reset', lambda: world.reset(np.array([1]), np.random.default_rng(4))),
+        ('step', lambda: world.step(actions, tasks, np.array([1]))),
+    ):
+        before = world.observe().copy()
+        change()
+        if not np.array_equal(world.observe()[[0, 2]], before[[0, 2]]):
+            yield f'{what} changes other simulations than those in ids'
+
+
+def first_step(env, actions, tasks):
+    """Return as many simulations as there are actions, always begun alike, and what they say of a step, by its name."""
+    world = env.world(len(actions), 1)
+    world.reset(np.arange(len(actions)), np.random.default_rng(2))
+    before = copy.copy(world.observe())
+    reward, terminated = world.step(actions, tasks)
+    after = {'reward': reward, 'terminated': terminated, 'observe after a step': world.observe()}
+    return world, {'observe': before, **after}
+
+
+def faults_in(found, number, size):
+    """Yield in words what is wrong with what so many simulations said (`first_step`); size: of an observation."""
+    for what, values in found.items():
+        shape = (number, size) if what.startswith('observe') else (number,)
+        if np.shape(values) != shape:
+            yield f'{what} gives {np.shape(values)} for {number} simulations, and {shape} is wanted'
+        if not isinstance(values, np.ndarray):
+            yield f'{what} gives a {type(values).__name__}, and a NumPy array is wanted'
+        if what == 'terminated' and values.dtype != bool:
+            yield f'terminated gives {values.dtype}, and bool is wanted'
+        if not np.isfinite(values).all():
+            yield f'{what} gives numbers that are not finite'
