@@ -156,6 +156,7 @@ def measure(name, stop_grad, options, began):
         'first_order': stop_grad,
         'real_images': real,
         'threads': threads,
+        'precision': options.precision,
         'meta_batch_size': config.meta_batch_size,
         'ms': ms,
         'ms_min': 1000 * min(times) / source.block,
@@ -383,6 +384,13 @@ def run(options):
         raise runtime.UserError(f'--precision=mixed is for rows of {", ".join(mixed)}, without peers: drop {drop}')
     if options.peers and not importlib.util.find_spec('torch'):
         raise runtime.UserError('--peers needs PyTorch: python -m pip install torch')
+    for name in ('meta_batch_size', 'data_dir'):
+        if getattr(options, name) and options.only in RL:
+            raise runtime.UserError(f'--{name} is for supervised learning, and --only={options.only} is not: drop one')
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise runtime.UserError(f'--threads={options.threads} makes no sense: give 1 to 1024')
+    if options.out and os.path.isdir(options.out):
+        raise runtime.UserError(f'--out={options.out} is a folder: name a file')
     if options.out and not os.access(os.path.dirname(options.out) or '.', os.W_OK):
         raise runtime.UserError(f'--out={options.out} is in no folder that can be written to: name another')
     every = mixed if options.precision == 'mixed' else [*EXPERIMENTS, *RL]

@@ -195,7 +195,7 @@ def restore_latest(folder, model):
         )
     raise UserError(
         f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
-        'in the test: --train_update_batch_size has that of the training)'
+        'or alpha in the test: --train_update_batch_size and --train_update_lr have those of the training)'
     )
 
 

@@ -96,6 +96,11 @@ CONTRADICTIONS = {
             '--baseline={baseline} is trained without a meta-gradient',
             lambda c: c.baseline in ('pretrain', 'oracle'),
         ),
+        *without(
+            ['stop_grad'],
+            '--metatrain_iterations=0 leaves pretraining alone, which has no meta-gradient',
+            lambda c: c.train and c.image and c.metatrain_iterations == 0,
+        ),
         *without(['num_filters'], '--conv=False has no filters', lambda c: c.image and not c.conv),
         (
             lambda c: (

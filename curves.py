@@ -28,6 +28,7 @@ def of_run(folder):
             settings = json.loads((folder / 'config.json').read_text())['settings']
             image = SOURCES[settings['datasource']].img_size > 0
             measure, scale = ('accuracy in %', 100) if image else ('mean squared error', 1)
+            measure += ' (standardised)' if settings['datasource'] == 'table' else ''
             if (folder / 'log.txt').exists():
                 read_log((folder / 'log.txt').read_text(), found)
             if not found:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import zlib
 
 import numpy as np
@@ -25,6 +26,8 @@ def make_strategy(kind, meta_batch_size):
     if kind == 'mirrored':
         devices = tf.config.list_logical_devices('GPU') or tf.config.list_logical_devices('CPU')
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+        if len(devices) == 1:
+            print('warning: --distribute=mirrored has one device to use here: nothing is divided', file=sys.stderr)
     else:
         if 'TF_CONFIG' not in os.environ:
             raise UserError('--distribute=multiworker needs the environment variable TF_CONFIG: see the README')
@@ -140,7 +143,8 @@ def share_state(strategy, variables, iteration, settings):
         differ = replica.all_reduce('sum', tf.cast(mine != chiefs(mine), tf.int64))
         return chiefs(tf.constant(iteration, tf.int64)), differ
 
-    iteration, differ = tf.function(lambda: strategy.run(from_chief))()
+    with all_workers():
+        iteration, differ = tf.function(lambda: strategy.run(from_chief))()
     if strategy.experimental_local_results(differ)[0]:
         raise UserError('the workers were started with different flags, or data: start all of them with the same')
     return int(strategy.experimental_local_results(iteration)[0])

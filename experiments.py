@@ -69,19 +69,21 @@ SOURCES = {
 
 MULTITASK = ('multitask_no_reg', 'multitask_l2', 'multitask_mean_theta')  # baselines of Table 2 (multitask.py)
 
+STEP_SIZES = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]  # that a test tries
+
 # (where the row applies, the flags that it sets, where they come from); a later row wins over an earlier one.
 PAPER = [
     *[
         (
             {'datasource': 'sinusoid', 'baseline': baseline, 'update_lr': None},
-            dict(update_lr_grid=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]),
+            dict(update_lr_grid=STEP_SIZES),
             'section 5.1: tuned automatically (the grid, and that it holds for the oracle: our choice)',
         )
         for baseline in ('pretrain', 'oracle', *MULTITASK)
     ],
     (
         {'datasource': 'table', 'baseline': 'pretrain', 'update_lr': None},
-        dict(update_lr_grid=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]),
+        dict(update_lr_grid=STEP_SIZES),
         'our choice: as for sinusoids',
     ),
     (
@@ -111,6 +113,7 @@ PAPER = [
     ({'datasource': 'sinusoid'}, dict(meta_batch_size=25, metatrain_iterations=70000), 'maml: main.py:4,49'),
     *[({'baseline': baseline}, dict(metatrain_iterations=500), 'appendix C.1: regressors') for baseline in MULTITASK],
     *[({'baseline': baseline}, dict(meta_lr=0.01), 'our choice: Adam of a regressor') for baseline in MULTITASK],
+    *[({'baseline': baseline}, dict(save_interval=50), 'our choice: regressors') for baseline in MULTITASK],
     ({'datasource': 'omniglot'}, dict(update_batch_size=1, num_updates=1, update_lr=0.4), 'A.1, 5-way'),
     ({'datasource': 'omniglot'}, dict(meta_batch_size=32, metatrain_iterations=60000, norm='batch_norm'), 'A.1, 5-way'),
     ({'datasource': 'omniglot'}, dict(test_num_updates=10, paper_steps=[3]), 'A.1, 5-way'),

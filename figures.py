@@ -125,7 +125,7 @@ def draw_steps(axis, title, results):
         same = [other for other in results if other['settings']['baseline'] == result['settings']['baseline']]
         number = next(n for n, other in enumerate(same) if other is result)
         if len(same) > 1:
-            label += f' {number + 1}, {"/".join(pathlib.Path(result["checkpoint"]).parts[-3:-1])}'
+            label += f' {number + 1}, {plain("/".join(pathlib.Path(result["checkpoint"]).parts[-3:-1]))}'
         if len(mean) == 1:
             mean, ci95 = np.repeat([mean, ci95], last + 1, axis=1)
             paper = {step: value for value in paper.values() for step in range(last + 1)}
@@ -137,8 +137,9 @@ def draw_steps(axis, title, results):
     if len(axis.lines) > len(results):
         mark = mark if len(results) == 1 else 'o'
         draw_paper(axis, {np.nan: np.nan}, mark, color='black', label="the paper's")  # for the legend
-    unit = ' in %' if results[0]['measure'] == 'accuracy' else ''
-    axis.set(title=title, xlabel='gradient steps', ylabel=results[0]['measure'] + unit, xticks=range(last + 1))
+    unit = '%' if results[0]['measure'] == 'accuracy' else results[0].get('unit')
+    measure = results[0]['measure'] + (f' in {plain(unit)}' if unit else '')
+    axis.set(title=title, xlabel='gradient steps', ylabel=textwrap.fill(measure, 45), xticks=range(last + 1))
 
 
 def draw_paper(axis, values, mark, **how):
@@ -192,6 +193,11 @@ def show(axis, image):
     axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap='gray_r', vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
+
+
+def plain(name):
+    """Return a name as it can be drawn: no dollar sign begins a formula, and what is no text is escaped."""
+    return name.replace('$', r'\$').encode(errors='backslashreplace').decode()
 
 
 def legend(figure):
@@ -320,7 +326,7 @@ def of_predictions(names, support, queries, answers, columns=10, rows=4):
         axes = part.subplots(-(-len(images) // columns), columns, squeeze=False).ravel()
         for axis, image, label in zip(axes, images, labels):
             show(axis, image)
-            axis.set_xlabel(label.replace('$', r'\$'), fontsize=8)
+            axis.set_xlabel(plain(label), fontsize=8)
         for axis in axes[len(images) :]:
             axis.set_axis_off()
     return figure
@@ -351,7 +357,7 @@ def training_curves(folders):
             if label in found:
                 points = zip(*sorted(found[label].items()))
                 axis.plot(*points, style, color=colour, linewidth=1, label=f'{label} adaptation')
-        title = '/'.join(pathlib.Path(folder).resolve().parts[-3:]).replace('$', r'\$')
+        title = plain('/'.join(pathlib.Path(folder).resolve().parts[-3:]))
         axis.set(title='\n'.join(textwrap.wrap(title, 40)), xlabel='iterations', ylabel=measure)
         axis.xaxis.set_major_formatter('{x:,.0f}')
         axis.locator_params(axis='x', nbins=4, integer=True)

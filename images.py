@@ -83,6 +83,8 @@ def folder_of(config, source):
     """Return the folder of the images; UserError where --data_dir has to say it."""
     if source.own and not config.data_dir:
         raise UserError('--datasource=images needs the folder of the images: give --data_dir')
+    if source.own and not os.path.isdir(config.data_dir):
+        raise UserError(f'--data_dir={config.data_dir} is no folder: give the one that the images are in')
     return pathlib.Path(config.data_dir or pathlib.Path(__file__).parent / 'data' / source.folder)
 
 

@@ -182,6 +182,8 @@ ADAPTING = {
     *experiments.OF_WEIGHTS,
     *('adapt', 'predict', 'save_adapted', 'init_from', 'logdir', 'log', 'train', 'threads', 'x_columns', 'y_columns'),
 }
+# Those of them that say what network the weights are for: some others would do by their shapes.
+NETWORK = ('baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool', 'learn_update_lr')
 
 
 def main():
@@ -269,6 +271,9 @@ def as_trained(given, set_by_user):
             f'there is no config.json beside {given["init_from"]}: give the flags that it was trained '
             'with, --datasource first'
         )
+    for name in NETWORK:
+        if name in set_by_user and settings.get(name, given[name]) != given[name]:
+            raise UserError(f'{given["init_from"]} was trained with --{name}={settings[name]}: drop --{name}')
     if settings.get('baseline') == 'pretrain' and 'update_lr' not in set_by_user:
         raise UserError(
             f'{given["init_from"]} was pretrained, for which its test tunes the step size: add --update_lr, the best '

@@ -48,6 +48,8 @@ class MAML:
         seed=1,
         dtype=tf.float32,
     ):
+        if num_updates < 1:
+            raise ValueError(f'num_updates={num_updates}: there must be an inner step')
         self.network, self.forward, self.adapted = network, network.forward, list(network.adapted)
         self.loss_func, self.measure = loss_func, measure
         self.update_lr, self.num_updates = update_lr, num_updates
@@ -55,6 +57,8 @@ class MAML:
         self.vectorize, self.parallel_tasks, self.dtype = vectorize, parallel_tasks, dtype
         self.xla = vectorize or xla
         initial = dict(network.init(seed))
+        if 'update_lr' in initial:
+            raise ValueError('no weight can be called update_lr: that is the step size')
         if learn_update_lr:
             alpha = tf.fill([num_updates], tf.constant(update_lr, dtype))
             initial |= {f'update_lr/{name}': alpha for name in self.adapted}
@@ -195,6 +199,8 @@ class MAML:
 
     def train_block(self, block, first, last, pretrain=False):
         """Do outer_steps as one compiled call; return NumPy metrics [last - first, 2 or 4]."""
+        if last > len(block[0]):
+            raise ValueError(f'last={last}, but the block has {len(block[0])} batches')
         metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)
         return metrics.numpy()[first:last]
 

@@ -6,7 +6,7 @@ maml: main.py:206,307-324, and maml_rl: cluster_maml_trpo_*.py.
 import os
 import zlib
 
-from experiments import PAPER, SOURCES
+from experiments import PAPER, SOURCES, STEP_SIZES
 
 
 def run_name(config):
@@ -72,6 +72,8 @@ def test_name(config, trained_seed=None):
         return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
     alpha = 'tuned' if config.update_lr_grid else 'learned' if config.learn_update_lr else config.update_lr
     name = f'test_ubs{config.update_batch_size}_stepsize{alpha}'
+    if config.update_lr_grid not in (None, STEP_SIZES):
+        name += ''.join(f'-{step_size:g}' for step_size in config.update_lr_grid)
     name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
     name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
     name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''

@@ -171,6 +171,7 @@ def find_tables(folder, seed):
         trained = {hashed([path], with_names=False) for path in files['train']}
         again = [path for path in files['val'] + files['test'] if hashed([path], with_names=False) in trained]
         warn_of_leak(again, 'tables')
+        warn_of_unused([(path, 'not in train, val or test') for path in csv_files(folder)])
         return files, {'split': 'folders', 'value': hashed(files['train'])}
     paths = csv_files(folder)
     if len(paths) < 3:

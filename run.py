@@ -73,9 +73,10 @@ class Run:
             if self.chief:
                 self.exits.enter_context(locked(self.folder))
                 self.iteration = self.prepare()
-            self.exits.enter_context(summaries_in(self.folder))
             self.start, self.saved = time.time(), self.iteration
             log = self.chief and self.config.log
+            if log:
+                self.exits.enter_context(summaries_in(self.folder))
             self.writer = tf.summary.create_file_writer(self.folder) if log else tf.summary.create_noop_writer()
             self.exits.enter_context(self.writer.as_default())
             look = dict(desc='training', unit=' iterations', dynamic_ncols=True, disable=None if self.chief else True)
@@ -180,6 +181,10 @@ class Run:
 @contextlib.contextmanager
 def summaries_in(folder):
     """Make a UserError of TensorFlow's, where it cannot write a file in `folder`."""
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        raise UserError(f'{folder!a} is no UTF-8, as summaries need: rename it, or add --log=False') from None
     try:
         yield
     except tf.errors.OpError as error:

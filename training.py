@@ -60,7 +60,7 @@ def run(config, origins, threads, folder, paper):
     else:
         data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
-    with strategy.scope():
+    with distribute.all_workers(), strategy.scope():
         model = make_model(config, source, threads)
     if config.train and config.baseline in MULTITASK:
         multitask.train(config, origins, threads, model, folder)
@@ -76,6 +76,9 @@ def run(config, origins, threads, folder, paper):
         if config.baseline in MULTITASK and os.path.exists(record):
             tested['regressors'] = multitask.read_record(record)
         if config.update_lr_grid:
+            if config.datasource == 'table' and not config.test_set:
+                why = 'the step size is chosen on the tables that are tested: --test_set has others'
+                print(f'warning: {why}', file=sys.stderr)
             tested['tuned'] = tune(config, model, data.get('val', data['test']))
             tested['settings']['update_lr'] = config.update_lr
         others = tested['trained_with'] or 'adapted' in tested  # than the paper's weights
@@ -198,6 +201,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
     checkpoints the weights that were best on the validation set are kept, of equals the later ones.
     """
     total = config.pretrain_iterations + config.metatrain_iterations
+    same_for_all = what_is_trained(config) | {'save_interval': config.save_interval}  # which divides blocks into pieces
     labels = ['loss', 'accuracy'] if model.measure else ['loss']
     words = f'Iteration {{}}: {labels[-1]} {{:#.4g}} before, {{:#.4g}} after the inner updates'
     recent, usual = [], None
@@ -205,7 +209,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
         if run.chief:
             print_settings(config, origins, threads)
         state = checkpoint.variables(model).values(), run.iteration
-        run.iteration = distribute.share_state(strategy, *state, what_is_trained(config))
+        run.iteration = distribute.share_state(strategy, *state, same_for_all)
         looked = {'test_query': config.test_query}  # more query images are harder: their scores do not compare
         best = checkpoint.best_so_far(folder, 'score', **looked) if run.chief else None
         train_block, stops = distribute.block_trainer(strategy, model), distribute.stops(strategy)
@@ -224,6 +228,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 count = last if pretrain else last - config.pretrain_iterations
                 tqdm.write(('Pretrain ' if pretrain else '') + words.format(count, before, after))
                 run.progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
+            if last % source.print_interval == 0 or last == config.pretrain_iterations:  # what follows is meta-training
                 recent = []
             if run.chief and 'val' in data and last % TEST_PRINT_INTERVAL == 0:
                 looks = data['val'].validation_batches(VALIDATION_TASKS)

@@ -61,6 +61,9 @@ def test_rows_are_printed_kept_and_compared(tmp_path):
         (['--peers', '--only=cheetah_vel'], ['--peers', 'supervised', '--only=cheetah_vel']),
         (['--precision=mixed', '--only=sinusoid'], ['--precision=mixed', 'omniglot_5way_1shot', 'drop --only']),
         (['--precision=mixed', '--peers'], ['--precision=mixed', 'drop --peers']),
+        (['--only=ant_vel', '--meta_batch_size=3'], ['--meta_batch_size', 'supervised', '--only=ant_vel']),
+        (['--threads=0'], ['--threads=0', '1 to 1024']),
+        (['--out=.'], ['--out=. is a folder']),
         pytest.param(
             ['--peers'],
             ['--peers', 'pip install torch'],

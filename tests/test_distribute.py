@@ -83,12 +83,38 @@ def test_two_workers_train_as_one_process_and_survive_the_loss_of_one(one, tmp_p
     assert_close(one / 'model40.npz', tmp_path / 'two' / NAME / 'model40.npz')
 
 
-def test_workers_with_different_flags_are_refused(tmp_path, start_workers):
-    workers = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=20', *SHORT, of_second=['--meta_lr=0.1'])
+@pytest.mark.parametrize('flag', ['--meta_lr=0.1', '--save_interval=7'])
+def test_workers_with_different_flags_are_refused(tmp_path, start_workers, flag):
+    workers = start_workers(f'--logdir={tmp_path}', '--metatrain_iterations=20', *SHORT, of_second=[flag])
     for worker in workers:
         output = worker.communicate(timeout=120)[0]
         assert worker.returncode == 2 and 'the workers were started with different flags' in output.splitlines()[-1]
     assert not list(tmp_path.glob('*/model*.npz'))
+
+
+@pytest.mark.parametrize(
+    'flag, of_second, words',
+    [
+        ('--logdir=/proc/none', [], ['/proc/none', 'another worker is gone']),
+        ('--logdir={}', ['--datasource=omniglot', '--data_dir=/nowhere'], ['another worker is gone', '/nowhere']),
+    ],
+)
+def test_a_worker_that_cannot_begin_ends_the_others(tmp_path, start_workers, flag, of_second, words):
+    workers = start_workers(flag.format(tmp_path), '--metatrain_iterations=20', *SHORT, of_second=of_second)
+    last = [process.communicate(timeout=120)[0].splitlines()[-1] for process in workers]
+    assert [process.returncode for process in workers] == [2, 2], last
+    assert all(word in line for word, line in zip(words, last)), last
+
+
+def test_workers_begin_anew_from_weights_in_their_own_folder(tmp_path, start_workers):
+    """The chief alone notes where these are then."""
+    flags = [f'--logdir={tmp_path}', '--metatrain_iterations=20', '--save_interval=20', *SHORT]
+    run_here(*flags)
+    anew = ['--resume=False', f'--init_from={tmp_path}/{NAME}/model20.npz']
+    workers = start_workers(*flags, *anew)
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    assert (tmp_path / f'{NAME}.1' / 'model20.npz').exists()
 
 
 def test_all_workers_stop_with_the_one_that_is_asked_to(tmp_path, start_workers):

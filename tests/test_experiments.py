@@ -100,6 +100,10 @@ def test_tests_that_differ_do_not_share_a_file():
     assert naming.test_name(configs[0], trained_seed=2) == naming.test_name(configs[0]) + '_seed1'
     sinusoids = [resolve(train=False, test_query=query) for query in (10, 50)]
     assert naming.test_name(sinusoids[1]) == naming.test_name(sinusoids[0]) + '_query50'
+    grids = [[], ['--update_lr_grid=0.1,0.2'], ['--update_lr_grid=0.1'], ['--update_lr=0.1']]
+    tuned = [main.read_flags(['--baseline=pretrain', '--train=False', *grid])[0] for grid in grids]
+    assert len({naming.test_name(config) for config in tuned}) == 4
+    assert naming.test_name(tuned[0]) == 'test_ubs10_stepsizetuned'
     learned, _ = main.read_flags(['--learn_update_lr', '--train=False'])
     assert naming.test_name(learned) == 'test_ubs10_stepsizelearned'
     assert len({naming.run_name(config) for config in configs}) == 1

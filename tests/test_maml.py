@@ -208,6 +208,21 @@ def test_a_block_is_its_steps():
         np.testing.assert_allclose(weight, one_by_one.weights[name], rtol=1e-3, atol=1e-6)
 
 
+def test_what_would_be_trained_otherwise_in_silence_is_refused():
+    block = [np.stack(parts) for parts in zip(*(tasks(seed=seed) for seed in range(2)))]
+    with pytest.raises(ValueError, match='last=3, but the block has 2 batches'):
+        MAML(SINUSOID, vectorize=True).train_block(block, 0, 3)
+    with pytest.raises(ValueError, match='num_updates=0'):
+        MAML(SINUSOID, num_updates=0)
+
+    class Network(FullyConnected):
+        def init(self, seed):
+            return super().init(seed) | {'update_lr': tf.zeros([2])}
+
+    with pytest.raises(ValueError, match='no weight can be called update_lr'):
+        MAML(Network())
+
+
 def test_adam_is_tf1s():
     """Against the formula of TF1's documentation, written in NumPy."""
     weights = {'w': tf.Variable([1.0, -2.0, 3.0])}

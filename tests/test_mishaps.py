@@ -206,6 +206,19 @@ def test_names_that_are_no_text_are_printed():
     assert (ended.returncode, ended.stdout) == (0, 'caf\\udce9\n')
 
 
+def test_a_folder_that_is_no_text_can_have_no_summaries(tmp_path):
+    folder = os.fsencode(tmp_path) + b'/caf\xe9'
+    small = [
+        '--metatrain_iterations=10',
+        '--num_test_tasks=2',
+        '--test_num_updates=1',
+        f'--logdir={os.fsdecode(folder)}',
+    ]
+    with pytest.raises(UserError, match='no UTF-8.*--log=False'):
+        run_here(*small)
+    assert (run_here(*small, '--log=False') / 'model10.npz').exists()
+
+
 # ---- What is missing or foreign --------------------------------------------------------------------------------
 
 

@@ -93,6 +93,17 @@ def test_training_and_testing(trained, capsys):
         do(*flags, '--train=False')
 
 
+def test_pretraining_has_no_part_in_the_lines_of_meta_training(trained, tmp_path, monkeypatch, capsys):
+    def block_trainer(strategy, model):
+        return lambda block, first, last, pretrain: np.full([last - first, 4], 0.25 if pretrain else 0.75)
+
+    monkeypatch.setattr(training.distribute, 'block_trainer', block_trainer)
+    flags = [*trained[0], f'--logdir={tmp_path}', '--pretrain_iterations=50', '--metatrain_iterations=60', '--test_set']
+    do(*flags)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('Iteration ')]
+    assert line == 'Iteration 50: accuracy 0.7500 before, 0.7500 after the inner updates'
+
+
 def test_a_test_has_the_size_and_the_classes_of_the_training(trained, tmp_path, capsys):
     """Where the flags do not say them; what was trained on is not to be tested on."""
     flags, folder = trained
@@ -320,7 +331,7 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
     'flags, words',
     [
         ('--datasource=images', ['--data_dir']),
-        ('--datasource=images --data_dir=/nowhere', ['/nowhere']),
+        ('--datasource=images --data_dir=/nowhere', ['--data_dir=/nowhere is no folder']),
         ('--datasource=images --img_size=1', ['--img_size=1']),
         ('--datasource=images --channels=2', ['--channels=2']),
         ('--datasource=images --data_dir={many} --img_size=12 --num_classes=2 --train=False', ['no checkpoint']),
@@ -350,6 +361,7 @@ def test_what_is_not_used_is_named(tmp_path, capsys):
         ('--adapt={three} --predict={run}/config.json --init_from={run}/model2.npz', ['--predict=', 'is no folder']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --meta_lr=1', ['--meta_lr has no effect']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --num_updates=7', ['--test_num_updates']),
+        ('--adapt={three} --predict={five} --init_from={run}/model2.npz --max_pool=False', ['with --max_pool=True']),
         ('--adapt={three} --predict={five} --init_from={run}/model2.npz --update_lr=1e39', ['not finite']),
     ],
 )

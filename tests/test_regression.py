@@ -76,13 +76,15 @@ def test_a_folder_is_split_by_the_seed(folder, capsys):
     assert [len(paths) for paths in regression.find_tables(folder, 1)[0].values()] == [2, 0, 1]
 
 
-def test_folders_of_splits_are_taken_as_they_are(folder):
+def test_folders_of_splits_are_taken_as_they_are(folder, capsys):
     for split, numbers in (('train', '0123'), ('test', '45')):
         (folder / split).mkdir()
         for number in numbers:
             (folder / f'{number}.csv').rename(folder / split / f'{number}.csv')
     files = regression.find_tables(folder, 1)[0]
     assert [len(files[split]) for split in ('train', 'val', 'test')] == [4, 0, 2]
+    unused = capsys.readouterr().err.splitlines()
+    assert len(unused) == 4 and all('is not used: it is not in train, val or test' in line for line in unused)
 
 
 def test_training_tables_among_the_test_tables_are_named(folder, tmp_path, capsys):
@@ -232,12 +234,21 @@ def test_pretraining_has_a_step_size_tuned_on_validation_tables(folder, monkeypa
     run = run_here(
         *flags(folder, '--metatrain_iterations=100', '--baseline=pretrain', '--test_set', '--update_lr_grid=0.01,0.2')
     )
-    result = json.loads((run / 'test_ubs4_stepsizetuned_tasks12_steps2.json').read_text())
+    result = json.loads((run / 'test_ubs4_stepsizetuned-0.01-0.2_tasks12_steps2.json').read_text())
     errors = result['tuned']['mean_squared_error']
     assert result['settings']['update_lr'] == [0.01, 0.2][int(np.argmin(errors))] and min(errors) > 1000
     assert len(seen) == 2  # once in training, for best.npz
     for tables in seen:
         np.testing.assert_array_equal(tables, make_data(folder, x_columns=['t'], y_columns=['income'])[1]['val'].tables)
+
+
+def test_a_step_size_that_is_chosen_on_the_tables_of_the_test_is_mentioned(folder, capsys):
+    more = ['--metatrain_iterations=100', '--baseline=pretrain', '--update_lr_grid=0.01,0.2']
+    said = 'warning: the step size is chosen on the tables that are tested'
+    run_here(*flags(folder, *more))
+    assert said in capsys.readouterr().err
+    run_here(*flags(folder, *more, '--test_set'))
+    assert said not in capsys.readouterr().err
 
 
 def test_a_run_that_breaks_off_in_its_look_looks_again(folder, monkeypatch, capsys):
