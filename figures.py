@@ -139,7 +139,7 @@ def draw_steps(axis, title, results):
         draw_paper(axis, {np.nan: np.nan}, mark, color='black', label="the paper's")  # for the legend
     unit = '%' if results[0]['measure'] == 'accuracy' else results[0].get('unit')
     measure = results[0]['measure'] + (f' in {plain(unit)}' if unit else '')
-    axis.set(title=title, xlabel='gradient steps', ylabel=textwrap.fill(measure, 45), xticks=range(last + 1))
+    axis.set(title=title, xlabel='gradient steps', ylabel=textwrap.fill(measure, 36), xticks=range(last + 1))
 
 
 def draw_paper(axis, values, mark, **how):
