@@ -191,7 +191,7 @@ def restore_latest(folder, model):
             print(f'skipped: {error}')
     if paths:
         raise UserError(
-            f'no checkpoint in {folder} can be used: choose another --logdir, or --resume=False to start anew'
+            f'no checkpoint in {folder} can be used: choose another --logdir, or train anew with --resume=False'
         )
     raise UserError(
         f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '

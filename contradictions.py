@@ -99,7 +99,7 @@ CONTRADICTIONS = {
         *without(
             ['stop_grad'],
             '--metatrain_iterations=0 leaves pretraining alone, which has no meta-gradient',
-            lambda c: c.train and c.image and c.metatrain_iterations == 0,
+            lambda c: c.train and c.metatrain_iterations == 0,
         ),
         *without(['num_filters'], '--conv=False has no filters', lambda c: c.image and not c.conv),
         (
@@ -205,12 +205,12 @@ CONTRADICTIONS = {
             '--num_updates={num_updates}',
         ),
         (
-            lambda c: c.learn_update_lr and 0 <= c.kl_constrain_step < c.num_updates,
-            '--kl_constrain_step={kl_constrain_step} leaves the learned step sizes without a limit: drop it or '
-            '--learn_update_lr',
+            lambda c: c.train and c.learn_update_lr and 0 <= c.kl_constrain_step < c.num_updates,
+            '--kl_constrain_step={kl_constrain_step} leaves the step sizes learned for that step and later ones '
+            'without a limit: drop it or --learn_update_lr',
         ),
         (
-            lambda c: c.learn_update_lr and not c.train and 'update_lr' in c.given,
+            lambda c: c.learn_update_lr and not c.train and c.init_from and 'update_lr' in c.given,
             '--update_lr={update_lr} is not used, for the weights bring their learned step sizes: drop it',
         ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),

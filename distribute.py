@@ -61,11 +61,14 @@ def killable():
 
 
 @contextlib.contextmanager
-def all_workers():
+def all_workers(strategy):
     """Say by UserError that a worker is gone, where TensorFlow cannot do without it."""
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError):
+        if not several:
+            raise
         raise UserError(
             'another worker is gone: start all of them again, and they go on from the newest checkpoint'
         ) from None
@@ -96,7 +99,7 @@ def block_trainer(strategy, model):
                 begin = context.replica_id_in_sync_group * tasks
                 return tuple(part[step, begin : begin + tasks] for part in block)
 
-            with all_workers():
+            with all_workers(strategy):
                 metrics = outer_step(strategy.experimental_distribute_values_from_function(share), pretrain)
             rows.append(strategy.experimental_local_results(metrics)[0].numpy())
         return np.stack(rows)
@@ -114,7 +117,7 @@ def stops(strategy):
         return strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('sum', tf.identity(asked)))
 
     def any_stops(asked):
-        with all_workers():
+        with all_workers(strategy):
             return bool(strategy.experimental_local_results(count(tf.constant(float(asked))))[0] > 0)
 
     return any_stops
@@ -143,7 +146,7 @@ def share_state(strategy, variables, iteration, settings):
         differ = replica.all_reduce('sum', tf.cast(mine != chiefs(mine), tf.int64))
         return chiefs(tf.constant(iteration, tf.int64)), differ
 
-    with all_workers():
+    with all_workers(strategy):
         iteration, differ = tf.function(lambda: strategy.run(from_chief))()
     if strategy.experimental_local_results(differ)[0]:
         raise UserError('the workers were started with different flags, or data: start all of them with the same')

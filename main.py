@@ -182,8 +182,8 @@ ADAPTING = {
     *experiments.OF_WEIGHTS,
     *('adapt', 'predict', 'save_adapted', 'init_from', 'logdir', 'log', 'train', 'threads', 'x_columns', 'y_columns'),
 }
-# Those of them that say what network the weights are for: some others would do by their shapes.
-NETWORK = ('baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool', 'learn_update_lr')
+# Those of them that say what network it is: another value of some would fit the weights' shapes, and go unnoticed.
+NETWORK = ('baseline', 'img_size', 'channels', 'norm', 'num_filters', 'conv', 'max_pool')
 
 
 def main():

@@ -73,7 +73,7 @@ def test_name(config, trained_seed=None):
     alpha = 'tuned' if config.update_lr_grid else 'learned' if config.learn_update_lr else config.update_lr
     name = f'test_ubs{config.update_batch_size}_stepsize{alpha}'
     if config.update_lr_grid not in (None, STEP_SIZES):
-        name += ''.join(f'-{step_size:g}' for step_size in config.update_lr_grid)
+        name += f'-{zlib.crc32(repr(config.update_lr_grid).encode()):08x}'
     name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
     name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
     name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''

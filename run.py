@@ -20,7 +20,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-from experiments import SOURCES, config_beside, read_config
+from experiments import MULTITASK, SOURCES, config_beside, read_config
 from runtime import UserError, not_written, replacing
 
 try:
@@ -118,8 +118,10 @@ class Run:
 
     def broken_off(self, why, iteration):
         """Return the UserError for numbers that have become useless."""
-        sizes = ['--update_lr'] * (self.config.num_updates > 0)
-        sizes.append('--meta_lr' if hasattr(self.config, 'meta_lr') else '--meta_step_size')
+        config = self.config
+        adapts = config.num_updates > 0 and config.metatrain_iterations > 0 and config.baseline not in MULTITASK
+        sizes = ['--update_lr'] * adapts
+        sizes.append('--meta_lr' if hasattr(config, 'meta_lr') else '--meta_step_size')
         saved = f'the last good checkpoint in {self.folder} is kept; ' if checkpoint.exists(self.folder) else ''
         stopped = f'iteration {iteration}: {why}: training stopped, {saved}'
         return UserError(f'{stopped}try a smaller {" or ".join(sizes)}')

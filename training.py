@@ -60,7 +60,7 @@ def run(config, origins, threads, folder, paper):
     else:
         data = make_data(config, source)
     config.data_digest = getattr(data.get('train'), 'digest', None)
-    with distribute.all_workers(), strategy.scope():
+    with distribute.all_workers(strategy), strategy.scope():
         model = make_model(config, source, threads)
     if config.train and config.baseline in MULTITASK:
         multitask.train(config, origins, threads, model, folder)

@@ -80,7 +80,8 @@ def test(config, model, folder, tested, threads, paper):
                 with np.errstate(over='ignore', invalid='ignore'):  # what comes of it is noticed
                     collected, adapted = adapt_and_measure(model, sampler, alphas, progress.update)
             except (FloatingPointError, np.linalg.LinAlgError) as error:
-                raise UserError(f'the test broke off, {error}: try a smaller --test_update_lr') from None
+                advice = ': try a smaller --test_update_lr' if alphas else ''
+                raise UserError(f'the test broke off, {error}{advice}') from None
             each.append(np.transpose([paths.average_returns() for paths in collected]))
             if number == 0:
                 first, phis = collected, adapted

@@ -255,6 +255,9 @@ def test_what_is_off_in_reinforcement_learning_fails(tmp_path, capsys, key):
         ('sinusoid_1step', {'gradient/w1': np.zeros([1, 40])}, 'gradient/w1 is none of the quantities'),
         ('trpo_point', {'outer/gradient': np.zeros(3)}, 'outer/gradient is nothing that is compared'),
         ('trpo_point', {'theta': np.zeros(3)}, 'theta is nothing that is compared'),
+        ('sinusoid_1step', {'total_accuracy1': 1.0}, 'sinusoid_1step has no total_accuracy1'),
+        ('sinusoid_1step', {'gc/w1': np.zeros([1, 40])}, 'sinusoid_1step has no gc'),
+        ('sinusoid_1step', {'inputa': 1.0}, 'inputa is none of the quantities'),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(tmp_path, capsys, name, changes, words):
@@ -294,6 +297,12 @@ def test_another_shape_fails_beside_what_is_right(tmp_path, capsys, name, key, v
     assert words in output.err and output.err.count('\n') == 1
     lines = output.out.splitlines()
     assert [line.split()[0] for line in lines if line.endswith('FAILS')] == [key.removesuffix('/w1')] and len(lines) > 1
+
+
+def test_a_damaged_file_is_said_in_one_line(tmp_path, capsys):
+    (tmp_path / 'mine.npz').write_bytes(b'PK' + bytes(100))
+    assert command_line('sinusoid_1step', tmp_path / 'mine.npz') == 2
+    assert capsys.readouterr().err.count('\n') == 1
 
 
 def test_a_tensor_of_another_shape_is_not_compared():

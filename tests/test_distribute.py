@@ -11,7 +11,10 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from program import MAIN, command, run, run_here, wait_for
+
+import distribute
 
 NAME = 'cls_5.mbs_4.ubs_10.numstep1.updatelr0.01nonorm'
 SHORT = ['--meta_batch_size=4', '--log=False', '--num_test_tasks=5', '--test_num_updates=1']
@@ -168,6 +171,11 @@ def test_two_devices_train_as_one(one, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert_close(one / 'model20.npz', tmp_path / 'two' / NAME / 'model20.npz')
+
+
+def test_an_error_in_one_process_is_no_lost_worker():
+    with pytest.raises(tf.errors.InternalError), distribute.all_workers(tf.distribute.get_strategy()):
+        raise tf.errors.InternalError(None, None, 'out of memory')
 
 
 def test_tasks_that_cannot_be_divided_are_refused():

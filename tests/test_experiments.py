@@ -103,7 +103,7 @@ def test_tests_that_differ_do_not_share_a_file():
     grids = [[], ['--update_lr_grid=0.1,0.2'], ['--update_lr_grid=0.1'], ['--update_lr=0.1']]
     tuned = [main.read_flags(['--baseline=pretrain', '--train=False', *grid])[0] for grid in grids]
     assert len({naming.test_name(config) for config in tuned}) == 4
-    assert naming.test_name(tuned[0]) == 'test_ubs10_stepsizetuned'
+    assert naming.test_name(tuned[0]) == 'test_ubs10_stepsizetuned' and len(naming.test_name(tuned[1])) < 40
     learned, _ = main.read_flags(['--learn_update_lr', '--train=False'])
     assert naming.test_name(learned) == 'test_ubs10_stepsizelearned'
     assert len({naming.run_name(config) for config in configs}) == 1
@@ -215,6 +215,7 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
         ('baseline=context', 'baseline=context datasource=omniglot'),
         ('baseline=oracle datasource=omniglot', 'baseline=oracle update_lr=0.1 num_updates=2'),
         ('baseline=oracle stop_grad=True', 'baseline=context stop_grad=True datasource=omniglot'),
+        ('stop_grad=True metatrain_iterations=0 pretrain_iterations=9', 'stop_grad=True pretrain_iterations=9'),
         ('datasource=omniglot conv=False num_filters=8', 'datasource=omniglot num_filters=8'),
         ('baseline=multitask_l2 meta_batch_size=5', 'baseline=pretrain meta_batch_size=5'),
         ('baseline=multitask_l2 datasource=omniglot', 'baseline=multitask_l2'),
@@ -288,7 +289,11 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ('metatrain_iterations=0', 'metatrain_iterations=0 train=False'),
                 ('kl_constrain_step=-2', 'kl_constrain_step=-1'),
                 ('kl_constrain_step=0 learn_update_lr=True', 'kl_constrain_step=1 learn_update_lr=True'),
-                ('update_lr=1 learn_update_lr=True train=False', 'update_lr=1 learn_update_lr=True'),
+                ('kl_constrain_step=0 learn_update_lr=True', 'kl_constrain_step=0 learn_update_lr=True train=False'),
+                (
+                    'update_lr=1 learn_update_lr=True train=False init_from=a.npz',
+                    'update_lr=1 learn_update_lr=True train=False',
+                ),
                 ('hvp=exact baseline=context', 'baseline=context'),
                 ('likelihood_ratio=True stop_grad=True', 'likelihood_ratio=True'),
                 ('baseline=pretrain likelihood_ratio=True', 'baseline=context likelihood_ratio=True'),

@@ -95,7 +95,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(trained, tmp_path, capsys):
 def test_a_loss_that_explodes_stops_the_run(tmp_path):
     with pytest.raises(UserError, match='iteration 0: the loss is not finite: training stopped') as error:
         run_here(f'--logdir={tmp_path}', '--update_lr=1e30', '--metatrain_iterations=1000', '--log=False')
-    assert '\n' not in str(error.value)
+    assert '\n' not in str(error.value) and str(error.value).endswith('try a smaller --update_lr or --meta_lr')
+    with pytest.raises(UserError, match='training stopped, .*try a smaller --meta_lr$'):  # there is no inner step
+        run_here(f'--logdir={tmp_path}', '--baseline=pretrain', '--meta_lr=1e30', '--log=False')
 
 
 def test_settings_of_another_run_are_refused_and_resume_false_keeps_the_old_one(tmp_path, capsys):

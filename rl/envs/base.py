@@ -79,7 +79,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         observe(state) -> [n, obs]
         reward(state, control [n, act], tasks [n]) -> [n]
         terminated(state) -> [n] bool
-    where `state` has the MjData fields named in `fields`, each with a leading axis n.
+    where `state` has the MjData fields named in `fields`, each with a leading axis n, read-only; `derive` adds others.
     """
 
     asset = None  # file name of the model among gymnasium's assets
@@ -219,7 +219,11 @@ class MujocoWorld:
         self.batch.step(ids, stage=self.env.stage)
         self.env.derive(self._seen)
         terminated = self.env.terminated(self._seen)
-        return self.env.reward(self._seen, read_only(self._control), tasks), terminated
+        return self.env.reward(self._seen, read_only(self._control), read_only(tasks)), terminated
+
+    def sees_its_state(self):
+        """Whether the class's formulas still get the live arrays."""
+        return all(np.shares_memory(getattr(self._seen, name), array) for name, array in vars(self.state).items())
 
 
 def read_only(array):
