@@ -220,13 +220,22 @@ def pictures(images, source):
 
 
 def decode_own(files, img_size, channels, invert):
-    """Decode to uint8 [files, pixels], whatever the images are; `invert` makes ink 255."""
+    """Decode to uint8 [files, pixels], whatever the images are; `invert` makes ink 255.
+
+    Says on stderr where all of them are nearly black.
+    """
     images = np.empty([len(files), img_size * img_size * channels], np.uint8)
     read = functools.partial(read_own, img_size=img_size, channels=channels)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         parts = tqdm(pool.map(read, files), 'decoding', len(files), unit=' images', disable=None)
         for row, image in enumerate(parts):
             images[row] = image.reshape(-1)
+    if (brightest := images.max()) < 16:
+        print(
+            f'warning: {files[0]} and all others are nearly black, at most {brightest} of 255: scale what they hold, '
+            'such as 12 bits in files of 16',
+            file=sys.stderr,
+        )
     return 255 - images if invert else images
 
 

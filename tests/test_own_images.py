@@ -318,6 +318,17 @@ def test_bad_images_are_named(tmp_path, what, words):
     assert '\n' not in str(error.value) and all(word in str(error.value) for word in [path, *words])
 
 
+def test_images_that_are_nearly_black_are_mentioned(tmp_path, capsys):
+    """As 12 bits in files of 16 become, of which the upper 8 are taken."""
+    for brightest in (4095, 65535):
+        pixels = np.linspace(0, brightest, 100).reshape(10, 10).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f'{brightest}.png')
+    (dark,) = images_module.decode_own([str(tmp_path / '4095.png')], 10, 1, False)
+    assert dark.max() == 15 and '4095.png and all others are nearly black, at most 15 of 255' in capsys.readouterr().err
+    both = images_module.decode_own([str(tmp_path / f'{b}.png') for b in (4095, 65535)], 10, 1, False)
+    assert both.max() == 255 and not capsys.readouterr().err
+
+
 def test_what_is_not_used_is_named(tmp_path, capsys):
     place = folders(tmp_path, names(2))
     for name in ('class01/labels.csv', 'cat.png', '.hidden'):
