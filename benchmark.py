@@ -375,8 +375,9 @@ def run(options):
     options.data_dir = options.data_dir and os.path.expanduser(options.data_dir)
     if options.data_dir and not os.path.isdir(options.data_dir):
         raise runtime.UserError(f'--data_dir={options.data_dir} is no folder: name one, or drop it for random images')
-    if options.peers and options.only in RL:
-        raise runtime.UserError(f'--peers is for supervised learning, and --only={options.only} is not: drop one')
+    for name in ('peers', 'meta_batch_size', 'data_dir'):
+        if getattr(options, name) and options.only in RL:
+            raise runtime.UserError(f'--{name} is for supervised learning, and --only={options.only} is not: drop one')
     images = {name: flags for name, flags in EXPERIMENTS.items() if experiments.SOURCES[flags['datasource']].img_size}
     mixed = [name for name, flags in images.items() if flags.get('conv', True)]
     if options.precision == 'mixed' and (options.peers or options.only not in [None, *mixed]):
@@ -384,9 +385,6 @@ def run(options):
         raise runtime.UserError(f'--precision=mixed is for rows of {", ".join(mixed)}, without peers: drop {drop}')
     if options.peers and not importlib.util.find_spec('torch'):
         raise runtime.UserError('--peers needs PyTorch: python -m pip install torch')
-    for name in ('meta_batch_size', 'data_dir'):
-        if getattr(options, name) and options.only in RL:
-            raise runtime.UserError(f'--{name} is for supervised learning, and --only={options.only} is not: drop one')
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise runtime.UserError(f'--threads={options.threads} makes no sense: give 1 to 1024')
     if options.out and os.path.isdir(options.out):

@@ -183,16 +183,20 @@ def restore_latest(folder, model):
 
     Damaged ones are named and passed over; UserError when all are, or there is none.
     """
-    paths = find(folder, packed=True)
-    for path in paths:
+    for path in to_test(folder):
         try:
             return path, restore(path, model)
         except UserError as error:
             print(f'skipped: {error}')
-    if paths:
-        raise UserError(
-            f'no checkpoint in {folder} can be used: choose another --logdir, or train anew with --resume=False'
-        )
+    raise UserError(
+        f'no checkpoint in {folder} can be used: choose another --logdir, or train anew with --resume=False'
+    )
+
+
+def to_test(folder):
+    """List the checkpoints in `folder`, newest first, or its packed weights; UserError where there is neither."""
+    if paths := find(folder, packed=True):
+        return paths
     raise UserError(
         f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from (with another K '
         'or alpha in the test: --train_update_batch_size and --train_update_lr have those of the training)'

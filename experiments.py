@@ -59,8 +59,8 @@ SOURCES = {
         folder='miniImagenet',
         full_size=((64, 600), (16, 600), (20, 600)),
     ),
-    # The user's own; what is left out here, the flags or the images say (source_of).
-    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, channels=3, flatten=True, clip=10.0, own=True),
+    # The user's own; size and channels are what flags or images say (source_of): here only that there is a size.
+    'images': Source(dim_hidden=(256, 128, 64, 64), img_size=84, flatten=True, clip=10.0, own=True),
     **dict.fromkeys(
         ['point', 'point_squared', 'cheetah_vel', 'cheetah_dir', 'ant_vel', 'ant_dir'],
         Source(rl=True, dim_hidden=(100, 100)),
@@ -286,13 +286,8 @@ def config_beside(weights):
 
 
 def settings_of(weights):
-    """Return OF_WEIGHTS of a checkpoint, as far as they are known.
-
-    test_num_updates is the number of steps that the paper reads, where it reads any.
-    """
+    """Return OF_WEIGHTS of a checkpoint, as far as they are known."""
     settings = config_beside(weights)
-    if settings.get('paper_steps'):
-        settings['test_num_updates'] = settings['paper_steps'][-1]
     return {name: settings[name] for name in OF_WEIGHTS if name in settings}
 
 
@@ -310,7 +305,6 @@ def unused(config):
     """Return the names of settings that such a run does not read."""
     source = SOURCES[config.datasource]
     names = {'paper_steps'} if config.datasource in ('images', 'table') else set()
-    names |= {'img_size', 'channels', 'split'} if config.datasource != 'images' else set()
     if not source.rl and not source.img_size:
         names |= {'num_classes', 'conv', 'max_pool', 'num_filters', 'precision'}
         names |= {'data_dir', 'test_set'} if config.datasource == 'sinusoid' else set()
@@ -318,9 +312,6 @@ def unused(config):
         names |= {'max_pool', 'num_filters', 'precision'}
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'likelihood_ratio', 'kl_constrain_step'}
-    if config.baseline == 'random':
-        names |= {'meta_step_size', 'kl_constrain_step', 'hvp', 'subsample_factor'}
-        names |= {'meta_batch_size', 'update_batch_size', 'sampling_workers'}
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}

@@ -22,6 +22,7 @@ import types
 import curves
 import runtime
 from experiments import SOURCES
+from report import by_steps
 from runtime import UserError
 from targets import FIGURES, ROOT, TARGETS, papers
 from work import Work
@@ -103,16 +104,6 @@ def digest(results):
 def ordered(results):
     """Return results in the order of METHODS."""
     return sorted(results, key=lambda result: list(METHODS).index(result['settings']['baseline']))
-
-
-def by_steps(result):
-    """Return what a test measured after 0, 1, … steps: means and 95 % half-widths [2, 1 + steps].
-
-    Accuracies are in percent, and tasks that diverge are left out, as in the tables.
-    """
-    which, first = '_of_the_others' if result.get('diverging_tasks') else '', result['columns'][0].startswith('support')
-    rows = [np.array(result[key + which], float).reshape(len(result['columns'])) for key in ('mean', 'ci95')]
-    return (100 if result['measure'] == 'accuracy' else 1) * np.array(rows)[:, int(first) :]
 
 
 def draw_steps(axis, title, results):
@@ -217,8 +208,7 @@ def legend(figure):
 
 def returns(results):
     """Return a figure: returns, a panel for each data source, below them a row of paths for each result with such."""
-    families = [family for family, source in SOURCES.items() if source.rl]  # in this order
-    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in families}
+    families = {family: [r for r in results if r['settings']['datasource'] == family] for family in SOURCES}
     families = {family: found for family, found in families.items() if found}
     with_paths = [result for result in ordered(results) if len(result.get('paths', [])) > 1]
     columns, heights = max([0, *(len(result['paths']) for result in with_paths)]), [3.4] + [1.9] * len(with_paths)

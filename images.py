@@ -58,8 +58,8 @@ def load_folders(folder, depth, img_size, channels, invert=False, own=False):
 def listed(folder, depth, own=False):
     """List the images below `folder`, whose classes are the folders `depth` levels down, in sorted order.
 
-    Returns (files, range of each class, class folders), a hash over names and sizes, the same for a copy of the data,
-    and a text that has their times too.
+    Returns files, the range of each class, class folders, a hash over names and sizes (the same for a copy of the
+    data), and a text that has their times too.
     """
     names = class_folders(folder, depth)
     files, classes, sizes, times = [], [], [], []

@@ -251,7 +251,7 @@ def read_flags(arguments):
             )
         del given[name]
     resolved, origins = experiments.resolve(given)
-    if given.get('adapt') and 'test_num_updates' in origins:
+    if given.get('adapt') and 'test_num_updates' not in set_by_user:
         resolved['test_num_updates'] = [resolved['test_num_updates'], *resolved['paper_steps']][-1]
     contradictions.check(resolved, set_by_user, source)
     return types.SimpleNamespace(**resolved), origins

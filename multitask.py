@@ -58,7 +58,7 @@ class Regressor:
         error, steps = np.inf, 0
         while error >= GOOD and steps < AT_MOST:
             x, y = wave(rng.uniform(*self.tasks.input_range, [STEPS, POINTS, 1]))
-            error = float(self.train(x, y, centre, np.float32(strength), everywhere, np.int32(STEPS)))
+            error = float(self.train(x, y, centre, np.float32(strength), everywhere))
             steps += STEPS
         return {name: weight.numpy() for name, weight in self.weights.items()}, error, steps
 
@@ -67,17 +67,15 @@ class Regressor:
         rng = np.random.default_rng([self.seed, REGRESSOR, number, 0])
         return [part[0] for part in self.tasks.generate_sinusoid_batch(rng, 1, 0)[2:]]
 
-    def _train(self, x, y, centre, strength, everywhere, steps):
-        """Take a step of Adam on each of the batches x, y [steps, POINTS, 1]; return the error `everywhere`."""
-        step = 0
-        while step < steps:
+    def _train(self, x, y, centre, strength, everywhere):
+        """Take a step of Adam on each of the batches x, y [STEPS, POINTS, 1]; return the error `everywhere`."""
+        for step in tf.range(STEPS):
             weights = {name: tf.convert_to_tensor(weight) for name, weight in self.weights.items()}
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
                 distance = tf.add_n([tf.reduce_sum((weights[name] - centre[name]) ** 2) for name in weights])
                 loss = mse(self.network.forward(x[step], weights), y[step]) + strength * distance
             self.adam.apply(self.weights, tape.gradient(loss, weights))
-            step += 1
         return mse(self.network.forward(everywhere[0], self.weights), everywhere[1])
 
 

@@ -6,7 +6,7 @@ maml: main.py:206,307-324, and maml_rl: cluster_maml_trpo_*.py.
 import os
 import zlib
 
-from experiments import PAPER, SOURCES, STEP_SIZES
+from experiments import SOURCES, STEP_SIZES, resolve
 
 
 def run_name(config):
@@ -82,16 +82,12 @@ def test_name(config, trained_seed=None):
 
 def beyond_the_paper(config):
     """Return what the name of a test's files says where what is tested, or its tasks, steps, … are not the paper's."""
-    values = {**vars(config), 'rl': SOURCES[config.datasource].rl}
-    numbers = {}
-    for where, settings, _ in PAPER:
-        if all(values.get(flag) == value for flag, value in where.items()):
-            numbers.update(settings)
     words = {
         **{'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'},
         **{'test_seed': 'seed', 'test_sampling_workers': 'workers', 'gae_lambda': 'lambda'},
     }
-    name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != numbers.get(flag))
+    values, (papers, _) = vars(config), resolve({**vars(config), **dict.fromkeys(words)})
+    name = ''.join(f'_{word}{values[flag]}' for flag, word in words.items() if values.get(flag) != papers[flag])
     if not config.init_from or config.train:
         return name
     path = os.path.realpath(config.init_from)

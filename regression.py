@@ -27,8 +27,8 @@ SPLITS = {'train': 0.6, 'val': 0.2, 'test': 0.2}  # folders, or shares of the ta
 class TableGenerator:
     """Tasks of `tables`: of each some rows are the support set, and others the query set.
 
-    tables: standardised float32 [rows, inputs + outputs]; names: of their files; scale: what makes a squared error of
-    one in the units of y, and unit: what that is called.
+    tables: standardised float32 [rows, inputs + outputs]; names: of their files; scale, unit: by what a squared error
+    is multiplied to be in the units of y, and what these are called.
     """
 
     def __init__(self, tables, names, inputs, scale, unit, config, train, block):
@@ -82,7 +82,7 @@ def make_data(config, source, folder):
     Completes the settings: x_columns and y_columns; standard, {'mean': …, 'deviation': …} of all columns; data_digest.
     A test takes these, and the seed of the split, from the run in `folder` or that of --init_from.
     """
-    trained = None if config.train else trained_settings(config.init_from or newest(folder))
+    trained = None if config.train else trained_settings(config.init_from or checkpoint.to_test(folder)[0])
     files, digest = find_tables(config.data_dir, (trained or vars(config))['seed'])
     if trained:
         keep_to(config, trained, ['x_columns', 'y_columns'])
@@ -138,13 +138,6 @@ def of_tables(config, source):
     """Return the Source with the columns of these tables, and the network's layers, from the settings."""
     sizes = {'dim_input': len(config.x_columns), 'dim_output': len(config.y_columns)}
     return dataclasses.replace(source, **sizes, dim_hidden=tuple(config.hidden))
-
-
-def newest(folder):
-    """Return the newest checkpoint in the folder of a run; UserError where there is none."""
-    for path in checkpoint.find(folder, packed=True):
-        return path
-    raise UserError(f'no checkpoint in {folder}: train first with the same flags, or name one with --init_from')
 
 
 def trained_settings(weights):

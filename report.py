@@ -40,6 +40,16 @@ def statistics(results, ddof):
         }
 
 
+def by_steps(result):
+    """Return what a test measured after 0, 1, … steps: means and 95 % half-widths [2, 1 + steps].
+
+    Accuracies are in percent, and tasks that diverge are left out, as in the tables.
+    """
+    which, first = '_of_the_others' if result.get('diverging_tasks') else '', result['columns'][0].startswith('support')
+    rows = [np.array(result[key + which], float).reshape(len(result['columns'])) for key in ('mean', 'ci95')]
+    return (100 if result['measure'] == 'accuracy' else 1) * np.array(rows)[:, int(first) :]
+
+
 def print_checkpoint(tested):
     """Print which checkpoint a test is of; tested: what `run.history` says of it."""
     iteration = tested.get('iteration')

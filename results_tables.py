@@ -1,12 +1,11 @@
 """What reproduce.py prints and writes of its targets: the list, and the tables of README.md and results/."""
 
 import csv
-import math
 import statistics
 
 import numpy as np
 
-from report import student
+import report
 from targets import ROOT, STUDY, TARGETS, arguments
 from work import Work
 
@@ -151,9 +150,8 @@ def average(runs):
     """Return the values of a run, or the means over several seeds with 95 % intervals over these (Student's t)."""
     if len(runs) == 1:
         return runs[0].values()
-    columns = [[mean for mean, _ in column] for column in zip(*(work.values() for work in runs))]
-    n = len(runs)
-    return [(statistics.mean(column), student(n - 1) * statistics.stdev(column) / math.sqrt(n)) for column in columns]
+    means = report.statistics(np.array([[mean for mean, _ in work.values()] for work in runs]), ddof=1)
+    return list(zip(means['mean'], means['ci95']))
 
 
 def diverging(*results):

@@ -93,11 +93,10 @@ def logged(path):
             return getattr(self.terminal, name)
 
     with open(path, 'a') as file:
-        terminal, sys.stdout = sys.stdout, Both(sys.stdout, file)
         try:
-            yield
+            with contextlib.redirect_stdout(Both(sys.stdout, file)):
+                yield
         finally:
-            sys.stdout = terminal
             if not file.tell():
                 path.unlink()
 

@@ -69,7 +69,8 @@ def run(config, origins, threads, folder, paper):
     if 'test' not in data:
         print('not tested, since there is no validation split: --test_set tests on the test split')
     elif distribute.is_chief(strategy):
-        tested = {'chosen': chosen(config), **history(config, *load_for_test(config, model, folder))}
+        chosen, *loaded = load_for_test(config, model, folder)
+        tested = {'chosen': chosen, **history(config, *loaded)}
         if not config.train:
             print_settings(config, origins, threads)
         record = os.path.join(os.path.dirname(tested['checkpoint']), multitask.RECORD)
@@ -292,23 +293,15 @@ def write_summaries(prefix, labels, values, num_updates, step):
 
 
 def load_for_test(config, model, folder):
-    """Bring the model to the checkpoint to test; return its path and numbers."""
+    """Bring the model to the checkpoint to test; return in words by what it is chosen, its path and its numbers."""
     if config.init_from and not config.train:
-        return config.init_from, checkpoint.restore_weights(config.init_from, model)
-    if config.test_iter != -1:
-        path = os.path.join(folder, checkpoint.BEST if config.test_iter == 'best' else f'model{config.test_iter}.npz')
-        if not os.path.exists(path):
-            why = f', a run has it after {TEST_PRINT_INTERVAL} iterations' if config.test_iter == 'best' else ''
-            raise UserError(
-                f'{path} is not there{why}: name another --test_iter, or drop it to test the newest checkpoint'
-            )
-        return path, checkpoint.restore(path, model)
-    return checkpoint.restore_latest(folder, model)
-
-
-def chosen(config):
-    """Return in words by what the checkpoint to test is chosen."""
-    if config.init_from and not config.train:
-        return 'by --init_from'
-    names = {-1: 'the newest', 'best': f'the best on {VALIDATION_TASKS} validation tasks'}
-    return names.get(config.test_iter, 'by --test_iter')
+        return 'by --init_from', config.init_from, checkpoint.restore_weights(config.init_from, model)
+    if config.test_iter == -1:
+        return 'the newest', *checkpoint.restore_latest(folder, model)
+    best = config.test_iter == 'best'
+    path = os.path.join(folder, checkpoint.BEST if best else f'model{config.test_iter}.npz')
+    if not os.path.exists(path):
+        why = f', a run has it after {TEST_PRINT_INTERVAL} iterations' if best else ''
+        raise UserError(f'{path} is not there{why}: name another --test_iter, or drop it to test the newest checkpoint')
+    chosen = f'the best on {VALIDATION_TASKS} validation tasks' if best else 'by --test_iter'
+    return chosen, path, checkpoint.restore(path, model)

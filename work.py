@@ -1,13 +1,13 @@
 """A target of reproduce.py with a seed: how far it is, and what is left to do. Training and testing are main.py's."""
 
 import json
-import math
 import os
 import pathlib
 
 import experiments
 import main
 import naming
+from report import by_steps
 from runtime import UserError, logged
 from targets import arguments
 
@@ -35,11 +35,13 @@ class Work:
     def result(self, test=0):
         """Return what the test of this number wrote, None where it was not done."""
         path = self.result_path(test)
+        if not path.exists():
+            return None
         try:
-            result = json.loads(path.read_text()) if path.exists() else None
+            result = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f'{path} cannot be read ({error}): bring it back, or delete it and test again') from None
-        if path.exists() and not (isinstance(result, dict) and {'columns', 'mean', 'settings'} <= result.keys()):
+        if not (isinstance(result, dict) and {'columns', 'mean', 'settings'} <= result.keys()):
             raise UserError(f'{path} does not hold the result of a test: bring it back, or delete it and test again')
         return result
 
@@ -98,23 +100,6 @@ class Work:
             checkpoint.pack(str(self.folder), take_best=self.rl)
 
     def values(self, test=0):
-        """Return (mean, half-width) after each of the target's steps from a test, accuracies in percent.
-
-        Where some tasks diverge it is the mean of the others.
-        """
-        result, values = self.result(test), []
-        scale = 100 if result and result['measure'] == 'accuracy' else 1
-        for step in self.target.steps if result else ():
-            index = next(i for i, name in enumerate(result['columns']) if name in column_names(step))
-            which = '_of_the_others' if result.get('diverging_tasks') else ''
-            pair = (result[f'{key}{which}'][index] for key in ('mean', 'ci95'))
-            values.append(tuple(scale * (math.nan if value is None else value) for value in pair))
-        return values
-
-
-def column_names(steps):
-    """Return the names that a column after so many steps has in the tests of the two kinds of learning."""
-    if steps == 0:
-        return 'query, before adaptation', 'before any step'
-    after = f'after {steps} step{"s" if steps > 1 else ""}'
-    return f'query, {after}', after
+        """Return (mean, half-width) after each of the target's steps from a test, as `report.by_steps` has them."""
+        result = self.result(test)
+        return list(map(tuple, by_steps(result)[:, list(self.target.steps)].T.tolist())) if result else []

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from rl.policy import NONLINEARITIES, flat_tensor, unflatten
+from rl.policy import flat_tensor, unflatten
 from rl.reinforce import map_tasks, policy_gradient
 from rl.samples import Samples
 
@@ -75,7 +75,7 @@ class KlHessian:
             phis = self.maml.policies(unflatten(theta, self.maml.shapes), task)
             inner = [keep_inner(self.policy, phis[j], steps[j], task[j], i) for j in range(self.updates)]
             phi, x = phis[self.updates], steps[self.updates].observations[i]
-            return *inner, Kept({k: phi[k] for k in self.policy.shapes}, layers(self.policy, phi, x)[:-1])
+            return *inner, Kept({k: phi[k] for k in self.policy.shapes}, self.policy.layers(phi, x)[:-1])
 
         return map_tasks(one_task, steps[0], self._kept_spec(), self.maml.threads)
 
@@ -110,11 +110,6 @@ class KlHessian:
         return tf.reduce_sum(products, axis=0) / tf.reduce_sum(steps[self.updates].valid)
 
 
-def layers(policy, phi, x):
-    """Return the values of the hidden layers and the mean, [rows, size] each, for observations x [rows, obs_dim]."""
-    return policy.layers(phi, x, NONLINEARITIES[policy.nonlinearity][0])
-
-
 def row_weights(samples, i):
     """Return the weight of each row's log-density in the inner loss, -A / rows and 0 for padding: [rows, 1]."""
     return (-samples.advantages[i] * samples.valid[i] / tf.reduce_sum(samples.valid[i]))[:, None]
@@ -123,7 +118,7 @@ def row_weights(samples, i):
 def keep_inner(policy, phi, samples, task, i):
     """Return the Kept of task i's policy before an inner step; task: its samples without padding."""
     phi = {name: phi[name] for name in policy.shapes}
-    *hidden, mean = layers(policy, phi, samples.observations[i])
+    *hidden, mean = policy.layers(phi, samples.observations[i])
     deltas = [row_weights(samples, i) * (samples.actions[i] - mean) / tf.exp(2 * policy.log_std(phi))]
     for k in reversed(range(len(hidden))):
         back = tf.matmul(deltas[0], phi[f'W{k + 1}'], transpose_b=True)

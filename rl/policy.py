@@ -69,8 +69,7 @@ class GaussianPolicy:
 
     def mean_and_log_std(self, weights, observations):
         """Return the action distribution's parameters: mean [..., rows, act_dim] and log std [..., act_dim]."""
-        nonlinearity, _ = NONLINEARITIES[self.nonlinearity]
-        return self.layers(weights, observations, nonlinearity)[-1], self.log_std(weights)
+        return self.layers(weights, observations)[-1], self.log_std(weights)
 
     def log_std(self, weights):
         """Return the log standard deviation of the actions, [..., act_dim]."""
@@ -83,13 +82,13 @@ class GaussianPolicy:
         [tasks, rows, obs_dim]; noise [tasks, rows, act_dim], standard normal. Returns float32
         [tasks, rows, act_dim], neither scaled nor clipped.
         """
-        _, nonlinearity = NONLINEARITIES[self.nonlinearity]
-        mean = self.layers(weights, np.asarray(observations, np.float32), nonlinearity)[-1]
+        mean = self.layers(weights, np.asarray(observations, np.float32), arrays=True)[-1]
         log_std = np.maximum(weights['std_param'], np.float32(np.log(self.min_std)))
         return mean + np.exp(log_std)[..., None, :] * np.asarray(noise, np.float32)
 
-    def layers(self, weights, x, nonlinearity):
-        """Return the values of the hidden layers and the mean, [..., rows, size] each; arrays and tensors alike."""
+    def layers(self, weights, x, arrays=False):
+        """Return the values of the hidden layers and the mean, [..., rows, size] each; arrays: in NumPy alone."""
+        nonlinearity = NONLINEARITIES[self.nonlinearity][arrays]
         W, b = weights['W0'], weights['b0']
         if self.context_size:  # [o, z] W = o W[:obs_dim] + z W[obs_dim:], and the second term is one for all rows
             b = b + (weights['context'][..., None, :] @ W[..., self.obs_dim :, :])[..., 0, :]

@@ -82,7 +82,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
     where `state` has the MjData fields named in `fields`, each with a leading axis n, read-only; `derive` adds others.
     """
 
-    asset = None  # file name of the model among gymnasium's assets
+    asset = None  # the model: a file of gymnasium's assets, or the whole path of another
     fields = ('qpos', 'qvel')
     # The mjtStage up to which the new state is computed after a step, so that `fields` belong to it.
     stage = mujoco.mjtStage.mjSTAGE_NONE.value
