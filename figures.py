@@ -22,7 +22,6 @@ import types
 import curves
 import runtime
 from experiments import SOURCES
-from report import by_steps
 from runtime import UserError
 from targets import FIGURES, ROOT, TARGETS, papers
 from work import Work
@@ -33,6 +32,8 @@ with runtime.in_one_line() if __name__ == '__main__' else contextlib.nullcontext
     import numpy as np
     from matplotlib.figure import Figure
     from PIL import Image
+
+    from report import by_steps
 
 # Colours that the colour-blind can tell apart (Okabe and Ito 2008).
 BLUE, SKY, GREEN, ORANGE, VERMILLION, PURPLE = '#0072B2', '#56B4E9', '#009E73', '#E69F00', '#D55E00', '#CC79A7'

@@ -35,7 +35,7 @@ def fresh():
 
 def settings(**given):
     unset = dict(seed=1, save_interval=100, max_to_keep=10, log=False, resume=True, init_from=None, meta_lr=0.1)
-    unset |= {'pretrain_iterations': 0, 'datasource': 'sinusoid'}
+    unset |= {'pretrain_iterations': 0, 'datasource': 'sinusoid', 'baseline': None, 'num_updates': 1}
     return SimpleNamespace(**unset | given)
 
 
