@@ -63,11 +63,10 @@ def killable():
 @contextlib.contextmanager
 def all_workers(strategy):
     """Say by UserError that a worker is gone, where TensorFlow cannot do without it."""
-    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError):
-        if not several:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
         raise UserError(
             'another worker is gone: start all of them again, and they go on from the newest checkpoint'
