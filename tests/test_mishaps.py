@@ -163,7 +163,7 @@ def test_ctrl_c_at_the_start(tmp_path, seconds):
 def test_ctrl_c_in_a_test(trained):
     process = start(f'--logdir={trained}', '--train=False', '--num_test_tasks=1000000')
     for line in process.stdout:
-        if '  update_lr' in line:  # the last of the settings
+        if '  (maml, maml_rl: files' in line:  # the last of the settings
             break
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
