@@ -202,6 +202,11 @@ def train(config, origins, threads, model, data, folder, source, strategy):
     checkpoints the weights that were best on the validation set are kept, of equals the later ones.
     """
     total = config.pretrain_iterations + config.metatrain_iterations
+    if config.test_iter == 'best' and ('val' not in data or total < TEST_PRINT_INTERVAL):
+        raise UserError(
+            f'--test_iter=best is the best of the looks at a validation set, every {TEST_PRINT_INTERVAL} iterations, '
+            'and this training has none: drop it'
+        )
     same_for_all = what_is_trained(config) | {'save_interval': config.save_interval}  # which divides blocks into pieces
     labels = ['loss', 'accuracy'] if model.measure else ['loss']
     words = f'Iteration {{}}: {labels[-1]} {{:#.4g}} before, {{:#.4g}} after the inner updates'

@@ -93,6 +93,15 @@ def test_training_and_testing(trained, capsys):
         do(*flags, '--train=False')
 
 
+@pytest.mark.parametrize(('split', 'iterations'), [('4,0,1', 500), ('3,1,1', 499)])
+def test_the_best_weights_are_not_asked_for_in_vain(trained, split, iterations, tmp_path):
+    """Before the training it is said that there will be none."""
+    flags = [f'--split={split}', f'--metatrain_iterations={iterations}', f'--logdir={tmp_path}', '--num_classes=2']
+    with pytest.raises(UserError, match='--test_iter=best is the best of'):
+        do(*trained[0], *flags, '--test_set', '--test_iter=best')
+    assert not any(tmp_path.iterdir())
+
+
 def test_pretraining_has_no_part_in_the_lines_of_meta_training(trained, tmp_path, monkeypatch, capsys):
     def block_trainer(strategy, model):
         return lambda block, first, last, pretrain: np.full([last - first, 4], 0.25 if pretrain else 0.75)
