@@ -192,7 +192,7 @@ CONTRADICTIONS = {
             lambda c: c.baseline == 'oracle',
         ),
         (
-            lambda c: c.baseline == 'random' and (c.metatrain_iterations or c.test_iter != -1),
+            lambda c: c.baseline == 'random' and (c.metatrain_iterations or 'test_iter' in c.given),
             '--baseline=random is not trained: drop --metatrain_iterations and --test_iter',
         ),
         (
@@ -212,6 +212,14 @@ CONTRADICTIONS = {
         (
             lambda c: c.learn_update_lr and not c.train and c.init_from and 'update_lr' in c.given,
             '--update_lr={update_lr} is not used, for the weights bring their learned step sizes: drop it',
+        ),
+        *without(
+            experiments.TRUST_REGION, '--meta_optimizer=adam has no trust region', lambda c: c.meta_optimizer == 'adam'
+        ),
+        *without(
+            ['meta_lr'],
+            '--meta_optimizer={meta_optimizer} has its step size from --meta_step_size',
+            lambda c: c.meta_optimizer == 'trpo',
         ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
         (

@@ -104,6 +104,7 @@ PAPER = [
     ({'rl': False}, dict(num_classes=5, pretrain_iterations=0, meta_lr=0.001), 'maml: main.py:41-62'),
     ({'rl': False}, dict(num_filters=64, conv=True, max_pool=False), 'maml: main.py:41-62'),
     ({'rl': False}, dict(save_interval=1000, num_test_tasks=600), 'maml: main.py:74,163'),
+    ({'rl': False}, dict(test_iter=-1), 'maml: main.py:67'),
     ({'datasource': 'sinusoid'}, dict(update_batch_size=10, num_updates=1, update_lr=0.01), 'section 5.1'),
     (
         {'datasource': 'sinusoid'},
@@ -136,6 +137,8 @@ PAPER = [
     # test_update_batch_size in a test; update_lr is alpha in training, test_update_lr that of the first test step.
     ({'rl': True}, dict(update_batch_size=20, num_updates=1, update_lr=0.1, meta_batch_size=40), 'section 5.3, A.2'),
     ({'rl': True}, dict(metatrain_iterations=500), 'A.2 (released: 800)'),
+    ({'rl': True}, dict(meta_optimizer='trpo'), 'section 5.3'),
+    ({'rl': True}, dict(test_iter='best'), 'A.2'),
     (
         {'rl': True},
         dict(meta_step_size=0.01, kl_constrain_step=-1, hvp='finite_difference', sampling_workers=8),
@@ -164,10 +167,16 @@ PAPER = [
             (dict(metatrain_iterations=100), 'maml_rl: maml_trpo_point.py (A.2: at most 500)'),
             (dict(meta_batch_size=20), 'A.2 (released: 40)'),
             (dict(sampling_workers=1), 'maml_rl: maml_trpo_point.py'),
+            (dict(test_iter=-1), 'maml_rl: maml_trpo_point.py:62, which made the figures (A.2: the best)'),
             (dict(test_sampling_workers=1), 'our choice: as in training (released: 4)'),
             (dict(test_num_updates=4, test_update_batch_size=40), 'section 5.3'),
         )
     ],
+    *[
+        ({'datasource': point, 'baseline': 'pretrain'}, dict(meta_optimizer='adam'), 'maml_rl: maml_npo.py:31-36')
+        for point in ('point', 'point_squared')
+    ],
+    ({'meta_optimizer': 'adam'}, dict(meta_lr=0.001), 'maml_rl: first_order_optimizer.py:48,50'),
     ({'datasource': 'cheetah_vel'}, dict(update_batch_size=20), 'section 5.3 (the policy of Figure 5: 10)'),
     *[
         ({'datasource': 'cheetah_dir', 'baseline': baseline}, dict(meta_step_size=0.02), origin)
@@ -256,8 +265,10 @@ def source_of(config):
 # What runs were made with whose config.json and tests do not say, because the setting is newer.
 BEFORE = {
     **{'sampling_workers': 1, 'hvp': 'finite_difference', 'subsample_factor': 1.0, 'gae_lambda': 1.0},
-    **{'likelihood_ratio': False, 'precision': 'float32'},
+    **{'likelihood_ratio': False, 'precision': 'float32', 'meta_optimizer': 'trpo'},
 }
+
+TRUST_REGION = ('meta_step_size', 'kl_constrain_step', 'hvp', 'subsample_factor')  # settings of TRPO alone
 
 # What weights that are to be adapted need to be used as they were trained.
 OF_WEIGHTS = (
@@ -312,10 +323,12 @@ def unused(config):
         names |= {'max_pool', 'num_filters', 'precision'}
     if source.rl and not config.num_updates:
         names |= {'num_updates', 'update_lr', 'learn_update_lr', 'stop_grad', 'likelihood_ratio', 'kl_constrain_step'}
+    if source.rl and config.meta_optimizer == 'adam':
+        names |= set(TRUST_REGION)
     if config.train and config.baseline != 'random':
         names |= {'test_iter'} if config.test_iter == -1 else set()
         return names | {'train_update_batch_size', 'train_update_lr'}
     names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
-    names |= {'meta_batch_size', 'meta_step_size', 'kl_constrain_step', 'hvp', 'subsample_factor', 'likelihood_ratio'}
+    names |= {'meta_batch_size', 'likelihood_ratio', 'meta_optimizer', *TRUST_REGION}
     names |= {'sampling_workers', 'update_batch_size'} if source.rl else set()
     return names | {'resume'}

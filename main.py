@@ -62,6 +62,7 @@ integer('num_updates', None, 'number of inner updates in training.')
 boolean('learn_update_lr', False, 'meta-learn alpha too: one for each weight tensor and inner update.')
 text('init_from', None, "start from the weights of this checkpoint (ours, or the original's of TF1).")
 boolean('stop_grad', False, 'first-order MAML: no second derivatives.')
+number('meta_lr', None, 'step size beta of the outer update, where that is by Adam.')
 boolean('log', True, 'write TensorBoard summaries, and draw what a test did.')
 text('logdir', None, 'folder of all runs; default: logs/<datasource>.')
 boolean('resume', True, 'go on from the newest checkpoint of the same run.')
@@ -70,9 +71,9 @@ integer('max_to_keep', 10, 'how many checkpoints are kept, the newest.')
 boolean('train', True, 'True to train (and then test), False to test.')
 text(
     'test_iter',
-    '-1',
+    None,
     'iteration of the checkpoint to test; -1 or 0: the latest; best: the best on the validation set, which sinusoids '
-    'have not. Reinforcement learning: -1 and best are the one with the best average return.',
+    'have not, in reinforcement learning the one with the best average return.',
 )
 integer('num_test_tasks', None, 'number of tasks in a test.')
 integer('test_num_updates', None, 'inner updates in a test.')
@@ -93,7 +94,6 @@ several(
     'shares of training, validation and test classes, where your own images are one set; default: 0.6,0.2,0.2.',
 )
 integer('pretrain_iterations', None, 'number of pretraining iterations.')
-number('meta_lr', None, 'step size beta of the outer update (Adam).')
 integer('train_query', None, 'query examples of a class in training.')
 enum('norm', None, ['batch_norm', 'layer_norm', 'None'], 'normalisation of the hidden layers.')
 integer('num_filters', None, 'filters of each convolution.')
@@ -140,6 +140,13 @@ text('save_adapted', None, 'a .npz to keep the adapted weights in.')
 SUPERVISED_ONLY = set(FLAGS) - BOTH
 
 # Reinforcement learning alone
+enum(
+    'meta_optimizer',
+    None,
+    ['trpo', 'adam'],
+    'what does the outer update; adam: a step along the same gradient, without a trust region, as the original '
+    'pretrains the point.',
+)
 number('meta_step_size', None, "limit of the outer update's mean KL divergence (TRPO).")
 integer(
     'kl_constrain_step',
@@ -237,7 +244,7 @@ def read_flags(arguments):
     if given['adapt']:
         given |= as_trained(given, set_by_user)
     source = experiments.SOURCES[given['datasource']]
-    given['test_iter'] = which_checkpoint(given['test_iter'], source.rl)
+    given['test_iter'] = which_checkpoint(given['test_iter'])
     for name, kind in (('update_lr_grid', float), ('split', float), ('hidden', int)):
         try:
             given[name] = [kind(value) for value in given[name] or ()] or None
@@ -283,10 +290,10 @@ def as_trained(given, set_by_user):
     return {**settings, 'train': False, 'logdir': given['logdir'] or '.'}
 
 
-def which_checkpoint(value, rl):
-    """Return --test_iter as a number or 'best'; -1 stands for what the paper's protocol tests."""
-    if value == 'best':
-        return -1 if rl else value
+def which_checkpoint(value):
+    """Return --test_iter as a number, -1 for the latest, or 'best'; None where it is unset."""
+    if value in (None, 'best'):
+        return value
     try:
         return max(int(value), -1) or -1  # 0, too: the original asks for > 0
     except ValueError:

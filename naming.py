@@ -45,9 +45,11 @@ def rl_run_name(config):
     if config.baseline == 'random':  # its seed is all there is to it
         return f'random_seed{config.seed}'
     use_maml = config.num_updates > 0
+    outer = f'_adam{config.meta_lr}' if config.meta_optimizer == 'adam' else f'_mlr{config.meta_step_size}'
     return f'maml{use_maml:d}_fbs{config.update_batch_size}_mbs{config.meta_batch_size}' + ''.join(
         [
-            f'_flr{config.update_lr}_mlr{config.meta_step_size}' if use_maml else f'_mlr{config.meta_step_size}',
+            f'_flr{config.update_lr}' if use_maml else '',
+            outer,
             f'_step{config.num_updates}' if config.num_updates > 1 else '',
             f'_kl{config.kl_constrain_step}' if config.kl_constrain_step != -1 else '',
             '_exacthvp' if config.hvp == 'exact' else '',
@@ -66,10 +68,9 @@ def test_name(config, trained_seed=None):
 
     trained_seed: that of the run which is tested, where it is known.
     """
-    iterate = f'_itr{config.test_iter}' if config.test_iter != -1 else ''
     if SOURCES[config.datasource].rl:
         alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
-        return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{iterate}{beyond_the_paper(config)}'
+        return f'test_fbs{config.test_update_batch_size}_stepsize{alpha}{beyond_the_paper(config)}'
     alpha = 'tuned' if config.update_lr_grid else 'learned' if config.learn_update_lr else config.update_lr
     name = f'test_ubs{config.update_batch_size}_stepsize{alpha}'
     if config.update_lr_grid not in (None, STEP_SIZES):
@@ -77,12 +78,13 @@ def test_name(config, trained_seed=None):
     name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
     name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
     name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''
-    return name + iterate + beyond_the_paper(config)
+    return name + beyond_the_paper(config)
 
 
 def beyond_the_paper(config):
     """Return what the name of a test's files says where what is tested, or its tasks, steps, … are not the paper's."""
     words = {
+        'test_iter': 'itr',
         **{'num_test_tasks': 'tasks', 'test_num_updates': 'steps', 'random_policies': 'policies'},
         **{'test_seed': 'seed', 'test_sampling_workers': 'workers', 'gae_lambda': 'lambda'},
     }

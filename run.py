@@ -41,7 +41,7 @@ FREE = {
 TRAINING = {
     *('seed', 'pretrain_iterations', 'metatrain_iterations', 'meta_batch_size', 'meta_lr', 'meta_step_size'),
     *('kl_constrain_step', 'train_query', 'stop_grad', 'save_interval', 'init_from', 'sampling_workers', 'data_digest'),
-    *('hvp', 'subsample_factor', 'likelihood_ratio'),
+    *('hvp', 'subsample_factor', 'likelihood_ratio', 'meta_optimizer'),
 }
 TRAINING_RL = {'update_batch_size', 'update_lr'}  # a test has test_update_batch_size and test_update_lr
 # Settings in which the weights that --init_from names can differ from the test's, which it then says.
@@ -121,7 +121,8 @@ class Run:
         config = self.config
         adapts = config.num_updates > 0 and config.metatrain_iterations > 0 and config.baseline not in MULTITASK
         sizes = ['--update_lr'] * adapts
-        sizes.append('--meta_lr' if hasattr(config, 'meta_lr') else '--meta_step_size')
+        trust_region = getattr(config, 'meta_optimizer', None) == 'trpo'
+        sizes.append('--meta_step_size' if trust_region else '--meta_lr')
         saved = f'the last good checkpoint in {self.folder} is kept; ' if checkpoint.exists(self.folder) else ''
         stopped = f'iteration {iteration}: {why}: training stopped, {saved}'
         return UserError(f'{stopped}try a smaller {" or ".join(sizes)}')

@@ -22,10 +22,10 @@ class Work:
         self.start = {'init_from': os.path.relpath(start)} if target.start else {}  # a flag of training alone
         self.flags = {**target.flags, 'seed': seed, 'max_to_keep': 1}
         source = experiments.SOURCES[target.flags.get('datasource', 'sinusoid')]
-        self.rl = source.rl
         if data_dir and source.folder:
             self.flags['data_dir'] = pathlib.Path(data_dir) / source.folder
         self.config, self.origins = self.settings()
+        self.takes_best = self.config.test_iter == 'best'
         self.total = self.config.metatrain_iterations + getattr(self.config, 'pretrain_iterations', 0)
 
     def settings(self, **flags):
@@ -63,7 +63,7 @@ class Work:
 
     def weights(self):
         """Return the file of the weights that were tested; None where it is not there."""
-        names = ['weights.npz', 'best.npz'] if self.rl else ['weights.npz']
+        names = ['weights.npz', 'best.npz'] if self.takes_best else ['weights.npz']
         return next((self.folder / name for name in names if (self.folder / name).exists()), None)
 
     def finished(self):
@@ -97,7 +97,7 @@ class Work:
                 if not self.tested(test) or (force and not train):
                     main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))
         if self.finished() and checkpoint.find(str(self.folder)):
-            checkpoint.pack(str(self.folder), take_best=self.rl)
+            checkpoint.pack(str(self.folder), take_best=self.takes_best)
 
     def values(self, test=0):
         """Return (mean, half-width) after each of the target's steps from a test, as `report.by_steps` has them."""

@@ -21,7 +21,8 @@ from rl.hessian import KlHessian
 from rl.policy import entropy, flatten, gaussian, kl, unflatten
 from rl.reinforce import adapt, for_all_tasks, inner_step, map_tasks
 from rl.samples import Samples, collect
-from rl.trpo import TrustRegion, finite_difference_product, trpo_step
+from rl.trpo import TrpoStep, TrustRegion, finite_difference_product, trpo_step
+from utils import Adam
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class MetaSettings:
     kl_constrain_step: int = -1  # whose KL is limited: the post-update policy, or that before inner step k
     hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
     subsample_factor: float = 1.0  # share of the tasks that these products are taken over, the first
+    meta_optimizer: str = 'trpo'  # of the outer step: or 'adam', without a trust region, with step size meta_lr
+    meta_lr: float | None = None
     trust_region: TrustRegion = field(default_factory=TrustRegion)
 
 
@@ -125,6 +128,8 @@ class MamlTrpo:
         self._loss_gradient = tf.function(self._mean_loss_gradient, input_signature=signature)
         self._kl_gradient = tf.function(self._mean_kl_gradient, input_signature=signature)
         self._kl_hessian = KlHessian(self) if settings.hvp == 'exact' else None
+        if settings.meta_optimizer == 'adam':
+            self.metatrain_adam = Adam(self.weights, settings.meta_lr)
 
     def init(self, seed):
         """Return fresh `weights` as float32 arrays."""
@@ -175,6 +180,8 @@ class MamlTrpo:
 
     def step(self, theta, steps):
         """Do the outer step from theta; returns a TrpoStep with the new theta and all that was computed on the way."""
+        if self.settings.meta_optimizer == 'adam':
+            return self.adam_step(theta, steps)
         return trpo_step(
             lambda t: self.loss_and_kl(t, steps),
             lambda t: self.loss_gradient(t, steps),
@@ -183,6 +190,18 @@ class MamlTrpo:
             self.settings.trust_region,
             linear=self.settings.hvp == 'exact',
         )
+
+    def adam_step(self, theta, steps):
+        """Do the outer step by Adam; without inner steps that is a policy gradient step on all tasks together.
+
+        So the original pretrains the point, whose `use_maml=False` takes this optimizer (maml_rl: maml_npo.py:31-36).
+        """
+        gradient = self.loss_gradient(theta, steps)
+        self.theta = theta
+        self.metatrain_adam.apply(self.weights, unflatten(gradient, self.shapes))
+        new, self.theta = self.theta, theta
+        before, after = self.loss_and_kl(theta, steps), self.loss_and_kl(new, steps)
+        return TrpoStep(new, True, *before, *after, gradient, direction=theta - new, step_size=1.0, trials=[after])
 
     # What a single task contributes. `steps` holds that task's samples only, and theta is a dictionary.
 

@@ -82,6 +82,8 @@ def make_model(config, threads):
         kl_constrain_step=config.kl_constrain_step,
         hvp=config.hvp,
         subsample_factor=config.subsample_factor,
+        meta_optimizer=config.meta_optimizer,
+        meta_lr=config.meta_lr,
         trust_region=TrustRegion(max_kl=config.meta_step_size),
     )
     return MamlTrpo(policy, settings, config.seed, threads)
@@ -169,16 +171,26 @@ def append_progress(folder, row):
 
 
 def load_for_test(config, model, folder):
-    """Bring the model to the policy to test, the best unless another is named; return what `run.history` says of it."""
+    """Bring the model to the policy to test; return what `run.history` says of it."""
     if config.baseline == 'random':
         last = config.seed + config.random_policies - 1
         return {'checkpoint': f'fresh policies, seeds {config.seed} to {last}', 'settings': vars(config)}
     if config.init_from and not config.train:
         return history(config, config.init_from, checkpoint.restore_weights(config.init_from, model))
-    names = [f'model{config.test_iter}.npz'] if config.test_iter != -1 else [checkpoint.BEST, checkpoint.PACKED]
+    best, newest = config.test_iter == 'best', config.test_iter == -1
+    names = [checkpoint.BEST, checkpoint.PACKED] if best else [f'model{config.test_iter}.npz']
     paths = [path for path in (os.path.join(folder, name) for name in names) if os.path.exists(path)]
-    if not paths:
+    if newest and checkpoint.exists(folder):
+        path, state = checkpoint.restore_latest(folder, model)
+    elif paths:
+        path, state = paths[0], checkpoint.restore(paths[0], model)
+    else:
         there = ', '.join(os.path.basename(path) for path in checkpoint.find(folder))
         instead = f'there are {there}, to be tested by --test_iter' if there else 'train first with the same flags'
-        raise UserError(f'no {names[0]} in {folder}: {instead}, or name one with --init_from')
-    return history(config, paths[0], checkpoint.restore(paths[0], model))
+        missing = 'checkpoint' if newest else names[0]
+        raise UserError(f'no {missing} in {folder}: {instead}, or name one with --init_from')
+    packed_best = state['iteration'] < state.get('trained', 0)  # that is what is left of a finished run
+    if os.path.basename(path) == checkpoint.PACKED and packed_best != best:
+        which = 'best' if packed_best else 'newest'
+        raise UserError(f'{path} has the {which} weights alone: test them by --init_from, or train anew')
+    return history(config, path, state)

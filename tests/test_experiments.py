@@ -109,9 +109,16 @@ def test_tests_that_differ_do_not_share_a_file():
     assert len({naming.run_name(config) for config in configs}) == 1
 
 
-def test_the_best_policy_is_what_reinforcement_learning_tests_anyway():
-    assert resolve(datasource='point', test_iter='best', train=False).test_iter == resolve(test_iter=0).test_iter == -1
-    assert resolve(datasource='omniglot').test_iter == -1  # the paper's protocol: the newest
+def test_what_is_tested_where_the_user_does_not_say():
+    """The newest weights, in reinforcement learning the best (A.2), but for the point, of which the last was kept."""
+    tested = {source: resolve(datasource=source).test_iter for source in ('omniglot', 'ant_vel', 'point')}
+    assert tested == {'omniglot': -1, 'ant_vel': 'best', 'point': -1}
+    assert resolve(datasource='ant_vel', test_iter=0, train=False).test_iter == -1
+    names = [
+        naming.test_name(resolve(datasource=source, train=False, test_iter=i))
+        for source, i in (('point', -1), ('ant_vel', 'best'))
+    ]
+    assert not any('itr' in name for name in names)
 
 
 def test_the_sizes_of_the_fully_connected_networks():
@@ -295,6 +302,11 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                     'update_lr=1 learn_update_lr=True train=False',
                 ),
                 ('hvp=exact baseline=context', 'baseline=context'),
+                ('meta_lr=0.1', 'meta_lr=0.1 meta_optimizer=adam'),
+                *[
+                    (f'{flag} meta_optimizer=adam', flag)
+                    for flag in ('meta_step_size=0.1', 'kl_constrain_step=1', 'hvp=exact', 'subsample_factor=0.5')
+                ],
                 ('likelihood_ratio=True stop_grad=True', 'likelihood_ratio=True'),
                 ('baseline=pretrain likelihood_ratio=True', 'baseline=context likelihood_ratio=True'),
                 ('kl_constrain_step=2', 'kl_constrain_step=2 num_updates=2'),

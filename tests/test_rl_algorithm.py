@@ -109,6 +109,30 @@ def test_objective_is_the_plain_one(settings):
     assert relative_error(maml.kl_gradient(theta, steps), tape.gradient(mean_kl, variable)) < 1e-5
 
 
+def test_adam_pretrains_by_the_policy_gradient():
+    """Two of TF1's steps on the mean over tasks of -mean(log pi A); what is the user's to set stays as it is."""
+    maml, theta, _ = meta_problem(moved=0.0, num_updates=0, meta_optimizer='adam', meta_lr=0.01)
+    m = v = 0
+    for t in (1, 2):
+        maml.theta = theta
+        samples = random_samples(maml.policy, maml.unadapted(3), ROWS[0], np.random.default_rng(t))
+        variable = tf.constant(theta)
+        with tf.GradientTape() as tape:
+            tape.watch(variable)
+            mean, log_std = maml.policy.mean_and_log_std(unflatten(variable, maml.shapes), samples.observations)
+            density = -((samples.actions - mean) ** 2) / (2 * tf.exp(2 * log_std)) - log_std
+            terms = tf.reduce_sum(density, -1) * samples.advantages * samples.valid
+            loss = -tf.reduce_mean(tf.reduce_sum(terms, 1) / tf.reduce_sum(samples.valid, 1))
+        g = tape.gradient(loss, variable).numpy()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        step = maml.step(theta, [samples])
+        expected = theta - 0.01 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t) * m / (np.sqrt(v) + 1e-8)
+        np.testing.assert_allclose(step.theta, expected, atol=1e-5)
+        assert step.accepted and step.loss_after == maml.loss_and_kl(step.theta, [samples])[0] < step.loss_before
+        np.testing.assert_array_equal(maml.theta, theta)
+        theta = step.theta
+
+
 def test_stop_grad_changes_the_gradient_alone():
     (full, theta, steps), (first_order, _, _) = (
         meta_problem(num_updates=2),

@@ -77,13 +77,18 @@ def test_baselines_in_the_table():
     assert {settings(baseline=b).num_updates for b in ('pretrain', 'oracle', 'random')} == {0}
     assert settings(baseline='random').metatrain_iterations == 0 and settings().save_interval == 5
     assert settings(baseline='context').num_updates == 1
+    others = [settings(), settings(baseline='oracle'), settings('ant_vel', baseline='pretrain')]
+    assert {(config.meta_optimizer, config.meta_lr) for config in others} == {('trpo', None)}
+    points = [settings(point, baseline='pretrain') for point in ('point', 'point_squared')]
+    assert {(config.meta_optimizer, config.meta_lr) for config in points} == {('adam', 0.001)}
     assert settings(update_lr=0.3).test_update_lr == 0.3
 
 
 def test_runs_that_differ_do_not_share_a_folder():
     given = [{}, {'stop_grad': True}, {'learn_update_lr': True}, {'num_updates': 2}, {'meta_step_size': 0.02}]
     given += [{'kl_constrain_step': 0}, {'hvp': 'exact'}, {'subsample_factor': 0.5}, {'gae_lambda': 0.9}]
-    given += [{'likelihood_ratio': True}]
+    given += [{'likelihood_ratio': True}, {'meta_optimizer': 'adam'}, {'meta_optimizer': 'adam', 'meta_lr': 0.1}]
+    given += [{'baseline': 'pretrain', 'meta_optimizer': 'trpo'}]
     given += [{'baseline': b} for b in ('pretrain', 'oracle', 'random', 'context')]
     assert len({naming.run_name(settings(**g)) for g in given}) == len(given)
 
@@ -95,6 +100,7 @@ def test_the_flags_reach_the_outer_step():
     assert reached.trust_region.max_kl == given.pop('meta_step_size')
     assert given == {name: getattr(reached, name) for name in given}
     assert training.make_model(settings(likelihood_ratio=True), threads=2).settings.likelihood_ratio
+    assert training.make_model(settings(baseline='pretrain'), threads=2).metatrain_adam.learning_rate == 0.001
 
 
 def test_the_threads_reach_the_tasks(tmp_path, monkeypatch):

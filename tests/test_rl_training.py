@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 from program import assert_same_state, run, start, wait_for
 
+import checkpoint
 import main
 import naming
 from rl import evaluation, training, video
@@ -81,7 +82,7 @@ def test_training_and_its_test(trained):
     assert test['step_sizes'] == [0.5, 0.25, 0.25, 0.25] and np.shape(test['per_task']) == (5, 3)
     np.testing.assert_allclose(test['mean'], np.mean(test['per_task'], axis=1))
     np.testing.assert_allclose(test['ci95'], 4.30 * np.std(test['per_task'], axis=1, ddof=1) / np.sqrt(3))
-    assert test['settings']['test_seed'] == 1 and test['checkpoint'].endswith('best.npz')
+    assert test['settings']['test_seed'] == 1 and test['checkpoint'].endswith('model12.npz')
     with next(folder.glob('test_*.csv')).open() as file:
         table = list(csv.reader(file))
     assert table[0] == ['', *[f'return {column}' for column in test['columns']]]
@@ -138,7 +139,7 @@ def test_the_best_iterate_is_kept_and_tested(trained):
     best = int(np.argmax(earned))
     with np.load(trained / 'best.npz') as saved:
         assert saved['iteration'] == best and saved['average_return'] == earned[best]
-    config = settings(**TINY)
+    config = settings(**TINY, test_iter='best')
     model = training.make_model(config, threads=2)
     assert training.load_for_test(config, model, trained)['checkpoint'].endswith('best.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'best.npz')['W0'])
@@ -149,6 +150,21 @@ def test_the_best_iterate_is_kept_and_tested(trained):
     config.train, config.test_iter = False, 9
     assert training.load_for_test(config, model, trained)['checkpoint'].endswith('model9.npz')
     np.testing.assert_array_equal(model.weights['W0'], saved_weights(trained / 'model9.npz')['W0'])
+    config.test_iter = -1
+    assert training.load_for_test(config, model, trained)['checkpoint'].endswith('model12.npz')
+
+
+@pytest.mark.parametrize('test_iter', [-1, 'best'])
+def test_of_a_packed_run_only_what_was_packed_is_tested(trained, test_iter, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / 'run')
+    checkpoint.pack(folder, take_best=test_iter == 'best')
+    config, other = (
+        settings(**TINY, train=False, test_iter=i) for i in (test_iter, -1 if test_iter == 'best' else 'best')
+    )
+    model = training.make_model(config, threads=2)
+    assert training.load_for_test(config, model, folder)['checkpoint'].endswith('weights.npz')
+    with pytest.raises(UserError, match='weights alone'):
+        training.load_for_test(other, model, folder)
 
 
 def test_oracle_sees_the_goal_and_takes_no_step(tmp_path):
@@ -160,8 +176,15 @@ def test_oracle_sees_the_goal_and_takes_no_step(tmp_path):
 
 
 def test_pretraining_takes_its_own_steps_in_the_test(tmp_path):
-    _, folder = run_here(tmp_path, baseline='pretrain', test_num_updates=2, test_update_lr=0.3)
-    assert result(folder)['step_sizes'] == [0.3, 0.15]
+    """Its state is Adam's, too: a run in two parts ends as one that did not stop."""
+    flags = dict(baseline='pretrain', test_num_updates=2, test_update_lr=0.3)
+    _, whole = run_here(tmp_path / 'a', **flags)
+    assert result(whole)['step_sizes'] == [0.3, 0.15]
+    run_here(tmp_path / 'b', **flags, metatrain_iterations=1)
+    _, parts = run_here(tmp_path / 'b', **flags)
+    with np.load(whole / 'model2.npz') as saved:
+        assert saved['metatrain_adam/t'] == 2
+    assert_same_state(parts / 'model2.npz', whole / 'model2.npz')
 
 
 def test_a_random_policy_needs_no_training(tmp_path, monkeypatch):
@@ -222,7 +245,7 @@ def test_a_result_has_the_rollouts_and_alpha_of_the_training(tmp_path):
     assert (kept['update_batch_size'], kept['update_lr'], kept['test_update_batch_size']) == (2, 0.2, 3)
     more = dict(init_from=str(folder / 'best.npz'), metatrain_iterations=1, test_num_updates=1)
     _, folder = run_here(tmp_path / 'more', **more)  # trained on, whose own weights are tested
-    assert result(folder)['checkpoint'] == str(folder / 'best.npz')
+    assert result(folder)['checkpoint'] == str(folder / 'model1.npz')
 
 
 def test_weights_that_were_trained_otherwise_are_not_taken_for_the_papers(trained, tmp_path, capsys):
@@ -278,7 +301,7 @@ def test_only_the_context_is_adapted(tmp_path):
         changed = (phis[1][name] != phis[0][name]).reshape(3, -1).any(axis=1)
         assert changed.all() if name == 'context' else not changed.any()
 
-    learned = saved_weights(folder / 'best.npz')['alpha']
+    learned = after['alpha']
     np.testing.assert_allclose(result(folder)['step_sizes'], [learned[0], learned[0] / 2])
     assert after['alpha'].shape == (1, 1) and after['alpha'] != 0.5
     config.train, config.init_from = False, str(folder / 'model2.npz')
@@ -331,14 +354,15 @@ def test_several_workers_and_a_break_give_the_same(tmp_path):
 
 
 def test_what_is_not_there_to_test_is_named(tmp_path):
-    with pytest.raises(UserError, match='train first'):
-        run_here(tmp_path, train=False)
+    for datasource in ('point', 'cheetah_vel'):
+        with pytest.raises(UserError, match='train first'):
+            run_here(tmp_path, datasource=datasource, train=False)
     _, folder = run_here(tmp_path)
     (folder / 'best.npz').unlink()
     with pytest.raises(
         UserError, match='no best.npz in .*: there are model2.npz, model1.npz, to be tested by --test_iter'
     ):
-        run_here(tmp_path, train=False)
+        run_here(tmp_path, train=False, test_iter='best')
 
 
 class Line(FAMILIES['point'].env):
