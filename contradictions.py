@@ -114,6 +114,15 @@ CONTRADICTIONS = {
             lambda c: c.distribute and not c.train,
             '--distribute divides a training, and a test is done by one process: drop it',
         ),
+        *without(
+            ['learn_update_lr'],
+            '--baseline={baseline} is trained without an inner update',
+            lambda c: c.baseline in ('pretrain', 'oracle', *experiments.MULTITASK),
+        ),
+        (
+            lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
+            '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
+        ),
         (
             lambda c: c.update_lr_grid and (c.image or c.learn_update_lr),
             '--update_lr_grid is for tests of a fixed step size on sinusoids and tables: drop it',
@@ -152,10 +161,6 @@ CONTRADICTIONS = {
         (
             lambda c: c.train and c.pretrain_iterations + c.metatrain_iterations == 0,
             'there is nothing to train: set --metatrain_iterations or --pretrain_iterations',
-        ),
-        (
-            lambda c: c.train and c.learn_update_lr and c.metatrain_iterations == 0,
-            '--learn_update_lr needs meta-training: drop it or set --metatrain_iterations',
         ),
         (
             lambda c: c.train and c.train_update_batch_size != c.update_batch_size,

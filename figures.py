@@ -112,7 +112,8 @@ def draw_steps(axis, title, results):
     last = max(1, *(by_steps(result).shape[1] - 1 for result in results))
     for result in ordered(results):
         mean, ci95 = by_steps(result)
-        paper = {} if result.get('trained_with') else papers(types.SimpleNamespace(**result['settings']))
+        others = result.get('trained_with') or 'adapted' in result  # than the paper's weights
+        paper = {} if others else papers(types.SimpleNamespace(**result['settings']))
         label, colour, mark = METHODS[result['settings']['baseline']]
         same = [other for other in results if other['settings']['baseline'] == result['settings']['baseline']]
         number = next(n for n, other in enumerate(same) if other is result)

@@ -178,6 +178,8 @@ def checksum(images):
 
 def remove_leftovers(folder):
     """Remove the unfinished caches of processes that were killed; those of living ones are being written."""
+    if os.name == 'nt':  # where signal 0 would be Ctrl-C
+        return
     for path in folder.glob('cache-*.*.tmp'):
         try:
             os.kill(int(path.stem.rpartition('.')[2]), 0)  # signal 0 does nothing but ask

@@ -46,8 +46,12 @@ def check(work, tasks):
         with contextlib.redirect_stdout(nowhere):
             main.run(config, origins, folder)
         few = json.loads(next(pathlib.Path(folder).glob('*.json')).read_text())
-    key = 'mean_of_the_others' if 'mean_of_the_others' in result else 'mean'
-    for name, ours, theirs, std in zip(result['columns'], few[key], result[key], result['std']):
+    which = '_of_the_others' if 'mean_of_the_others' in result else ''
+    number = result['settings']['num_test_tasks'] - result.get('diverging_tasks', 0)
+    for name, ours, theirs, ci95 in zip(
+        *(result['columns'], few['mean' + which], *(result[k + which] for k in ('mean', 'ci95')))
+    ):
+        std = ci95 and ci95 * math.sqrt(number) / 1.96
         numbers = all(isinstance(number, int | float) for number in (ours, theirs, std or 0))
         if not (numbers and abs(ours - theirs) <= 4 * (std or abs(theirs)) / math.sqrt(tasks) + 1e-6):
             return f'{name}: {ours} on {tasks} tasks, but {theirs} is kept'
@@ -122,8 +126,8 @@ def work_off(targets, seed, options):
 
 
 @contextlib.contextmanager
-def stopped_after(minutes):
-    """Stop what is done within, as Ctrl-C does, after so many minutes (None: never)."""
+def stopped_after(minutes, anew=False):
+    """Stop what is done within, as Ctrl-C does, after so many minutes (None: never); anew: it began with --force."""
     over = threading.Event()
 
     def stop():
@@ -139,7 +143,7 @@ def stopped_after(minutes):
     except (KeyboardInterrupt, SystemExit):
         if not over.is_set():
             raise
-        print(f'{minutes:g} minutes are over: the same command goes on from here')
+        print(f'{minutes:g} minutes are over: the same command{", without --force," * anew} goes on from here')
     finally:
         timer.cancel()
 
@@ -184,7 +188,7 @@ def run(options):
         show_list(targets, seed, options.results)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with stopped_after(options.minutes):
+        with stopped_after(options.minutes, options.force):
             work_off(targets, seed, options)
 
 

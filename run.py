@@ -138,7 +138,8 @@ class Run:
             f'checkpoints: {self.folder}'
         )
         if self.stop_requested:
-            print('stopped: the same command goes on from here')
+            anew = '' if self.config.resume else ', without --resume=False,'
+            print(f'stopped: the same command{anew} goes on from here')
             raise SystemExit(130)
 
     def prepare(self):
@@ -292,6 +293,10 @@ def history(config, path, state):
     of_training = TRAINING | (TRAINING_RL if rl else set())
     asked = [trained.get(name) for name in ('pretrain_iterations', 'metatrain_iterations')]
     of_weights = [n for n in (*TRAINED_WITH, *['update_lr'] * rl) if n in trained and hasattr(config, n)]
+    others = {n: trained[n] for n in of_weights if trained[n] != getattr(config, n)}
+    meta_trained = [bool(now) for now in (trained.get('metatrain_iterations', True), config.metatrain_iterations)]
+    if trained and meta_trained[0] != meta_trained[1]:
+        others['metatrain_iterations'] = trained['metatrain_iterations']
     return {
         'checkpoint': path,
         'iteration': state.get('iteration'),
@@ -301,5 +306,5 @@ def history(config, path, state):
         'settings': {k: trained.get(k) if k in of_training else v for k, v in vars(config).items()},
         **({'gae_lambda_of_training': trained.get('gae_lambda')} if rl else {}),
         **({'adapted': state['adapted']} if 'adapted' in state else {}),
-        'trained_with': {n: trained[n] for n in of_weights if trained[n] != getattr(config, n)} if trained else None,
+        'trained_with': others if trained else None,
     }

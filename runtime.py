@@ -54,6 +54,10 @@ def in_one_line():
         message, code = f'{error}: use .venv/bin/python (README.md), or python -m pip install -r requirements.txt', 2
     except OSError as error:
         message, code = f'{error.filename or "a file cannot be read or written"}: {error.strerror or error}', 2
+    except Exception as error:
+        if type(error).__name__ != 'ResourceExhaustedError':  # TensorFlow's, which need not be there
+            raise
+        message, code = 'there is not enough memory: choose fewer tasks, examples or filters, or smaller ones', 2
     if message:
         print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr)
     sys.exit(code)
@@ -169,7 +173,8 @@ def start(threads=None):
     """
     global renderer
     # MuJoCo would load this renderer into the process of TensorFlow, and the two crash; rl/video.py has its own.
-    renderer = os.environ.pop('MUJOCO_GL', None) or None
+    if 'MUJOCO_GL' in os.environ:  # at the first start
+        renderer = os.environ.pop('MUJOCO_GL') or None
     threads = threads or available_cores()
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # 2.9 times faster on MiniImagenet's images
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # its errors come as exceptions anyway

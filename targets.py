@@ -253,6 +253,8 @@ def papers(config):
     def of(settings, name):
         return getattr(settings, name, experiments.BEFORE.get(name))
 
+    if config.baseline is None and config.metatrain_iterations == 0:  # pretrained alone
+        return {}
     free = {'update_lr'} if getattr(config, 'update_lr_grid', None) else set()  # it is what the test has chosen
     free |= {'update_batch_size'} if experiments.SOURCES[config.datasource].rl else set()  # of training alone
     for target in TARGETS:

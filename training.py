@@ -111,12 +111,12 @@ def keep_to_images(config, source, folder):
             )
         return
     if digest and not same:  # else what to test on was brought
-        which = ', which drew from them the classes to test on' * drawn
+        which = ', which drew from them the classes to test on' * one_set
         others = f'{folder_of(config, source)} has not the images of the training{which}'
         if not config.init_from:
             instead = 'put class folders to test on in a folder test/ elsewhere' if drawn else 'use --init_from'
             raise UserError(f'{others}: bring them back, or {instead}')
-        if drawn:
+        if one_set:
             print(f'warning: {others}: classes may be tested on that were trained on', file=sys.stderr)
     if source.own:
         keep_to(config, trained, ['img_size', 'channels', *['split'] * (same and drawn)])
@@ -216,7 +216,9 @@ def train(config, origins, threads, model, data, folder, source, strategy):
             print_settings(config, origins, threads)
         state = checkpoint.variables(model).values(), run.iteration
         run.iteration = distribute.share_state(strategy, *state, same_for_all)
-        looked = {'test_query': config.test_query}  # more query images are harder: their scores do not compare
+        looked = {'test_query': config.test_query}  # scores compare if these are the same
+        if 'val' in data:
+            looked['data'] = int(data['val'].digest[:12], 16)
         best = checkpoint.best_so_far(folder, 'score', **looked) if run.chief else None
         train_block, stops = distribute.block_trainer(strategy, model), distribute.stops(strategy)
         for block, begin, last, pretrain in pieces(config, source, data['train'], run.iteration, total):
@@ -224,7 +226,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
             for step, row in enumerate(metrics, start=run.iteration):
                 if not np.all(np.isfinite(row[::2] if pretrain else row)):  # what is after adaptation is logged alone
                     raise run.broken_off('the loss is not finite', step)
-                usual = warn_of_jump(row[:2].max(), usual, step)
+                usual = warn_of_jump(row[0] if pretrain else row[:2].max(), usual, step)
                 recent.append(row)
                 if step % SUMMARY_INTERVAL == 0:
                     write_summaries('metatrain', labels, row, config.num_updates, step)
@@ -234,7 +236,9 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 count = last if pretrain else last - config.pretrain_iterations
                 tqdm.write(('Pretrain ' if pretrain else '') + words.format(count, before, after))
                 run.progress.set_postfix_str(f'{labels[-1]} {before:.3f} -> {after:.3f}')
-            if last % source.print_interval == 0 or last == config.pretrain_iterations:  # what follows is meta-training
+            if last == config.pretrain_iterations:  # what follows is meta-training
+                usual = None
+            if last % source.print_interval == 0 or last == config.pretrain_iterations:
                 recent = []
             if run.chief and 'val' in data and last % TEST_PRINT_INTERVAL == 0:
                 looks = data['val'].validation_batches(VALIDATION_TASKS)

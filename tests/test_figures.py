@@ -25,7 +25,10 @@ from runtime import UserError
 from utils import accuracy
 
 ROOT = pathlib.Path(__file__).parent.parent
-POINT = sorted((ROOT / 'results' / 'point').glob('*/seed1/test*.json'))
+POINT = [
+    next((ROOT / 'results' / 'point' / method / 'seed1').glob('test*.json'))
+    for method in ('context', 'maml', 'oracle', 'pretrain', 'random')
+]
 MAML5 = ROOT / 'results' / 'sinusoid' / 'maml' / 'seed1' / 'test_ubs5_stepsize0.01.json'
 SHORT = ['--metatrain_iterations=1000', '--num_test_tasks=3', '--test_num_updates=2']
 
@@ -100,6 +103,9 @@ def test_the_legend_of_a_single_method_shows_its_mark():
     figures.draw_steps(axis, 'one test', [json.loads(path.read_text())])
     ours, papers, legend = axis.lines
     assert legend.get_label() == "the paper's"
+    adapted = figures.Figure().subplots()  # these are no longer the paper's weights
+    figures.draw_steps(adapted, 'one test', [json.loads(path.read_text()) | {'adapted': 3}])
+    assert len(adapted.lines) == 1
     assert ours.get_marker() == papers.get_marker() == legend.get_marker() == figures.METHODS['context'][2] != 'o'
 
 

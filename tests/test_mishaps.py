@@ -82,6 +82,15 @@ def test_a_loss_that_jumps_is_mentioned_once(capsys):
     assert 'jumped from 5 to 1e+03 at iteration 3' in line
 
 
+def test_what_tensorflow_has_no_memory_for_is_said_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, runtime.in_one_line():
+        tf.zeros([2**22, 2**22])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and 'there is not enough memory: choose' in line
+    with pytest.raises(ZeroDivisionError), runtime.in_one_line():  # our own faults are no fault of the user's
+        raise ZeroDivisionError
+
+
 # ---- Speed -----------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +346,10 @@ def test_an_empty_renderer_is_none(monkeypatch):
     monkeypatch.setattr(runtime, 'renderer', 'egl')
     runtime.start()
     assert runtime.renderer is None
+    monkeypatch.setenv('MUJOCO_GL', 'osmesa')
+    for _ in range(2):  # the second finds nothing to take
+        runtime.start()
+        assert runtime.renderer == 'osmesa'
 
 
 @pytest.mark.parametrize('text', ['[]', '{"rows": 3}', '{"rows": [{}]}', 'no json'])

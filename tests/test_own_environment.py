@@ -104,6 +104,13 @@ def test_what_does_not_fit_together_is_said_before_training(monkeypatch, broken,
     assert words in str(error.value) and '--datasource=own: Broken: ' in str(error.value)
 
 
+@pytest.mark.parametrize('horizon', [200.0, 0])
+def test_the_length_of_an_episode_is_checked(monkeypatch, horizon):
+    monkeypatch.setitem(FAMILIES, 'own', SWIMMER._replace(horizon=horizon))
+    with pytest.raises(UserError, match=f'has {horizon} time steps'):
+        check('own')
+
+
 class Carts(TaskEnv):
     """Carts on a line, without MuJoCo, that earn by how near they are to a place."""
 

@@ -270,6 +270,24 @@ def test_a_run_that_breaks_off_in_its_look_looks_again(folder, monkeypatch, caps
     assert looks == ['Validation, Iteration 100', 'Validation, Iteration 200']
 
 
+def test_the_best_on_other_validation_tables_gives_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, 'TEST_PRINT_INTERVAL', 50)
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val', 'test'):
+        write_table(tmp_path / 'tables' / split / '0.csv', line(rng))
+
+    def best(iterations):
+        run = run_here(*flags(tmp_path / 'tables', f'--metatrain_iterations={iterations}', '--test_set'))
+        with np.load(run / 'best.npz') as saved:
+            kept = dict(saved)
+        np.savez(run / 'best.npz', **kept | {'score': 1e9})  # which nothing can reach
+        return kept['iteration']
+
+    assert best(50) == best(100) == 50
+    write_table(tmp_path / 'tables' / 'val' / '0.csv', line(rng))
+    assert best(150) == 150
+
+
 def test_what_training_compiled_is_not_taken_for_the_tuned_step_size(folder, monkeypatch):
     """Where its look at the validation tables computes as many tasks and steps as the test."""
     monkeypatch.setattr(training, 'VALIDATION_TASKS', 12)

@@ -95,7 +95,7 @@ def test_settings_of_another_training_are_refused(tmp_path):
         train(tmp_path, metatrain_iterations=3, meta_batch_size=4)
 
 
-def test_a_signal_ends_the_iteration_and_the_run(tmp_path):
+def test_a_signal_ends_the_iteration_and_the_run(tmp_path, capsys):
     """The state is saved, with its seed; the signals are then what they were before."""
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
@@ -107,6 +107,10 @@ def test_a_signal_ends_the_iteration_and_the_run(tmp_path):
         (path,) = checkpoint.find(tmp_path / str(number))
         state = checkpoint.restore(path, fresh())
         assert (state['iteration'], state['seed']) == (1, 1)
+        assert 'stopped: the same command goes on from here' in capsys.readouterr().out
+    with pytest.raises(SystemExit), begin(tmp_path / 'anew', metatrain_iterations=9, resume=False):
+        signal.raise_signal(signal.SIGINT)
+    assert 'the same command, without --resume=False, goes on' in capsys.readouterr().out
 
 
 def test_the_chief_of_several_processes_alone_touches_the_folder(tmp_path):
@@ -249,10 +253,8 @@ def test_a_result_names_the_settings_of_the_training(tmp_path, monkeypatch):
     assert taken == [0.5, 4, 7]
     assert json.dumps(said)
     monkeypatch.chdir(tmp_path)
-    assert run.history(settings(), 'model2.npz', state) == {
-        **run.history(settings(), path, state),
-        'checkpoint': 'model2.npz',
-    }
+    config = settings(metatrain_iterations=4)
+    assert run.history(config, 'model2.npz', state) == {**run.history(config, path, state), 'checkpoint': 'model2.npz'}
 
 
 def test_a_piece_of_training_ends_with_its_block_at_a_checkpoint_and_with_pretraining():

@@ -71,6 +71,8 @@ def test_weights_that_were_trained_otherwise_are_named_as_such(trained, tmp_path
     assert 'were trained with other flags' not in capsys.readouterr().out
     run_here(f'--logdir={tmp_path}', *test, '--update_batch_size=5', '--stop_grad')
     assert 'of this test: --stop_grad=False --train_update_batch_size=10\n' in capsys.readouterr().out
+    run_here(f'--logdir={tmp_path}', *test, '--metatrain_iterations=0', '--pretrain_iterations=1')
+    assert 'of this test: --metatrain_iterations=100\n' in capsys.readouterr().out
     config = trained / SINE / 'config.json'
     kept = config.read_text()
     config.write_text(kept.replace('"precision": "float32"', '"precision": "mixed"'))
@@ -86,6 +88,9 @@ def test_adapted_weights_do_not_pass_for_those_of_the_run(tmp_path, capsys):
     """Beside its config.json, from which they have their flags."""
     for name in ('weights.npz', 'config.json'):
         shutil.copy(MAIN.parent / 'results/omniglot_5way_1shot/maml/seed1' / name, tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config['settings']['data_digest'] = 'of other images'
+    (tmp_path / 'config.json').write_text(json.dumps(config))
     weights, adapted = tmp_path / 'weights.npz', tmp_path / 'adapted.npz'
     new = image_folders.omniglot(tmp_path / 'new', characters=2, alphabets=1) / 'Alphabet0'
     run_here(f'--adapt={new}', f'--init_from={weights}', f'--save_adapted={adapted}')
@@ -94,7 +99,8 @@ def test_adapted_weights_do_not_pass_for_those_of_the_run(tmp_path, capsys):
     for tested, steps in ((weights, None), (adapted, 3)):
         capsys.readouterr()
         run_here(*flags, '--log=False', f'--logdir={tmp_path}/{tested.stem}', f'--init_from={tested}')
-        output = capsys.readouterr().out
+        output, warned = capsys.readouterr()
+        assert 'drew from them the classes to test on: classes may be tested on that were trained on' in warned
         assert ('--adapt took 3 steps' in output) == bool(steps) and ('<- paper 98.7' in output) == (not steps)
         (result,) = (tmp_path / tested.stem).glob('*/test*.json')
         assert json.loads(result.read_text()).get('adapted') == steps
