@@ -29,6 +29,9 @@ class MAML:
     vectorize: all tasks as one batched computation, compiled by XLA, best for small fully connected networks; otherwise
         a task at a time on each of parallel_tasks cores.
     xla: compile the training step of the latter way too, and the evaluation, best on a GPU (docs/performance.md).
+    seed, dtype: of the initial weights.
+
+    Raises ValueError for num_updates below 1, and for a weight that is called update_lr.
     """
 
     def __init__(
@@ -198,7 +201,10 @@ class MAML:
         return metrics.stack()
 
     def train_block(self, block, first, last, pretrain=False):
-        """Do outer_steps as one compiled call; return NumPy metrics [last - first, 2 or 4]."""
+        """Do outer_steps as one compiled call; return NumPy metrics [last - first, 2 or 4].
+
+        Raises ValueError where the block has fewer than `last` batches.
+        """
         if last > len(block[0]):
             raise ValueError(f'last={last}, but the block has {len(block[0])} batches')
         metrics = self.compiled_block(block, tf.constant(first), tf.constant(last), pretrain)

@@ -1,4 +1,4 @@
-"""What the folder of a run and the files of a test are called: as in the original, and more where two would share it.
+"""What the folder of a run and the files of a test are called: after the original, and more where two would share it.
 
 maml: main.py:206,307-324, and maml_rl: cluster_maml_trpo_*.py.
 """
@@ -66,7 +66,7 @@ def rl_run_name(config):
 def test_name(config, trained_seed=None):
     """Return the name of a test's files, the original's (maml: main.py:206); more where two tests would share it.
 
-    trained_seed: that of the run which is tested, where it is known.
+    trained_seed: that of the run which is tested; where it is not known, it passes for 1, the default.
     """
     if SOURCES[config.datasource].rl:
         alpha = 'learned' if config.test_update_lr is None else config.test_update_lr
@@ -77,7 +77,7 @@ def test_name(config, trained_seed=None):
         name += f'-{zlib.crc32(repr(config.update_lr_grid).encode()):08x}'
     name += '_val' if config.datasource != 'sinusoid' and not config.test_set else ''
     name += f'_query{config.test_query}' if config.test_query != config.update_batch_size else ''
-    name += f'_seed{config.seed}' if trained_seed not in (None, config.seed) else ''
+    name += f'_seed{config.seed}' if config.seed != (1 if trained_seed is None else trained_seed) else ''
     return name + beyond_the_paper(config)
 
 

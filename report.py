@@ -26,7 +26,8 @@ def statistics(results, ddof):
 
     The interval is 1.96 std / sqrt(tasks), of a sample of fewer than 30 tasks Student's, and NaN of a single task.
     ddof: 0 for the deviation of the population, as the original's supervised tests (maml: main.py:200), 1 for the
-    sample's, which we take for the few tasks of reinforcement learning. NaN counts as infinite in the median.
+    sample's, which we take for the few tasks of reinforcement learning and for tables. NaN counts as infinite in
+    the median.
     """
     with np.errstate(all='ignore'):
         n = len(results)

@@ -39,7 +39,7 @@ def batch_norm(x, beta):
 
     The variance is written out, or left to the fused operation, because MAML differentiates twice:
     tf.nn.moments stops the gradient at the mean inside the variance, which leaves the first derivative right
-    and makes the second, so the meta-gradient, wrong by 27-82 % (docs/conformance.md).
+    and makes the second, so the meta-gradient, wrong by up to 82 % (docs/conformance.md).
     """
     if x.shape.rank == 4 and x.dtype in (tf.float32, tf.bfloat16):
         return fused_batch_norm(x, beta)

@@ -48,7 +48,7 @@ class Work:
     def result_path(self, test):
         """Return the path of what the test of this number writes."""
         config, _ = self.settings(train=False, **self.target.tests[test][1])
-        return self.folder / f'{naming.test_name(config)}.json'
+        return self.folder / f'{naming.test_name(config, self.seed)}.json'
 
     def done(self):
         """Return how many iterations are done, and the seconds they took (NaN: not known)."""

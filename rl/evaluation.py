@@ -25,7 +25,7 @@ def adapt_and_measure(model, sampler, step_sizes, progress=lambda: None):
 
     step_sizes: alpha of each step, as `adapt` takes it. Returns two lists: the Paths before any and after each
     step, and as many dictionaries of weights [tasks, ...]. Calls `progress` after each time that paths
-    were collected.
+    were collected. Raises what `collect` raises.
     """
     phis, paths = [model.unadapted(len(sampler.tasks))], []
     for alpha in step_sizes:

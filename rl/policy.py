@@ -25,6 +25,7 @@ class GaussianPolicy:
 
     Weights are a dictionary with the names and order of `shapes`. Every method also takes weights with a
     leading axis of tasks, [tasks, ...]; observations are then [tasks, rows, obs_dim].
+    Raises ValueError for an unknown nonlinearity.
     Source: maml_rl: sandbox/rocky/tf/policies/maml_minimal_gauss_mlp_policy.py.
     """
 

@@ -65,7 +65,10 @@ class Samples(NamedTuple):
 
 
 def collect(policy, sampler, phi, gae_lambda=1.0) -> tuple[Paths, Estimates, Samples]:
-    """Collect the sampler's next paths with the policies of weights phi [tasks, ...]."""
+    """Collect the sampler's next paths with the policies of weights phi [tasks, ...].
+
+    Raises what `Sampler.collect` and `advantages.fit` raise: FloatingPointError, LinAlgError.
+    """
     paths = sampler.collect(lambda observations, noise: policy.act(phi, observations, noise))
     estimates = estimate(paths.observations, paths.rewards, paths.path_lengths, gae_lambda=gae_lambda)
     samples = Samples.drawn_by(policy, phi, paths.observations, paths.actions, estimates.advantages, paths.valid)

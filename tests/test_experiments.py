@@ -98,6 +98,8 @@ def test_tests_that_differ_do_not_share_a_file():
     assert len({naming.test_name(config) for config in configs}) == len(given)
     assert naming.test_name(configs[0], trained_seed=1) == naming.test_name(configs[0])
     assert naming.test_name(configs[0], trained_seed=2) == naming.test_name(configs[0]) + '_seed1'
+    other = resolve(datasource='miniimagenet', train=False, seed=2)
+    assert naming.test_name(other, trained_seed=2) + '_seed2' == naming.test_name(other)  # of weights that tell no seed
     sinusoids = [resolve(train=False, test_query=query) for query in (10, 50)]
     assert naming.test_name(sinusoids[1]) == naming.test_name(sinusoids[0]) + '_query50'
     grids = [[], ['--update_lr_grid=0.1,0.2'], ['--update_lr_grid=0.1'], ['--update_lr=0.1']]

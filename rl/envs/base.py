@@ -38,7 +38,8 @@ class TaskEnv(gymnasium.Env):
     A task that was set stays until another one is; without one, each reset draws a task.
     oracle: append the task to the observation.
 
-    A subclass gives `task_shape`, `observation_size`, `action_size` and `sample_tasks(rng, n)`.
+    A subclass gives `task_shape`, `observation_size`, `action_size`, `sample_tasks(rng, n)` and `world(n, threads)`,
+    what the sampler steps (see rl/envs/point.py). Raises ValueError for a task of another shape.
     """
 
     task_shape = ()
@@ -118,7 +119,7 @@ class TaskMujocoEnv(TaskEnv, mujoco_env.MujocoEnv):
         """Return the start of an episode, init + .01 N for positions, .1 N for velocities: qpos [n, nq], qvel [n, nv].
 
         noise: [n, nq + nv], standard normal. The initial pose is the model's own number `init_qpos` if it has one.
-        Source: maml_rl: mujoco_env.py:80-85, 110-113.
+        Source: maml_rl: mujoco_env.py:78-83, 110-113.
         """
         model = cls.compile_model()
         pose = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_NUMERIC, 'init_qpos')
