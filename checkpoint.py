@@ -72,8 +72,8 @@ def write_adapted(config, weights):
 def pack(folder, take_best):
     """Leave of a finished run's checkpoints the weights that the paper's test takes, without slots: weights.npz.
 
-    These are the best (reinforcement learning) or the newest (supervised learning). Its numbers are those of the
-    checkpoint, and `trained`: the iterations that were done.
+    These are the best, with take_best, or the newest. Its numbers are those of the checkpoint, and `trained`: the
+    iterations that were done.
     """
     newest, best = find(folder)[0], os.path.join(folder, BEST)
     last = read(newest)

@@ -218,13 +218,18 @@ CONTRADICTIONS = {
             lambda c: c.learn_update_lr and not c.train and c.init_from and 'update_lr' in c.given,
             '--update_lr={update_lr} is not used, for the weights bring their learned step sizes: drop it',
         ),
-        *without(
-            experiments.TRUST_REGION, '--meta_optimizer=adam has no trust region', lambda c: c.meta_optimizer == 'adam'
-        ),
-        *without(
-            ['meta_lr'],
-            '--meta_optimizer={meta_optimizer} has its step size from --meta_step_size',
-            lambda c: c.meta_optimizer == 'trpo',
+        *without(['meta_optimizer', 'meta_lr'], '--baseline=random is not trained', lambda c: c.baseline == 'random'),
+        *[
+            (
+                lambda c, name=name: c.meta_optimizer == 'adam' and name in c.given,
+                f'--{name} is of the trust region, which --meta_optimizer=adam has not: drop it, or use '
+                '--meta_optimizer=trpo',
+            )
+            for name in experiments.TRUST_REGION
+        ],
+        (
+            lambda c: c.meta_optimizer == 'trpo' and 'meta_lr' in c.given,
+            "--meta_lr is Adam's step size: drop it, or use --meta_optimizer=adam",
         ),
         (lambda c: c.hvp == 'exact' and c.baseline == 'context', '--hvp=exact is not for --baseline=context: drop it'),
         (

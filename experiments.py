@@ -191,7 +191,7 @@ PAPER = [
     ],
     ({'datasource': 'ant_dir'}, dict(update_batch_size=40, test_update_batch_size=40), 'section 5.3'),
     ({'datasource': 'ant_dir'}, dict(test_seed=2), 'maml_rl: test_maml_ant_direc.py'),
-    # Its baselines: plain TRPO on all tasks, the same for a policy that observes the task, and no training at all.
+    # Its baselines: one policy for all tasks, the same for a policy that observes the task, and no training at all.
     ({'rl': True, 'baseline': 'pretrain'}, dict(num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'oracle'}, dict(num_updates=0, test_num_updates=0), 'section 5.3'),
     ({'rl': True, 'baseline': 'random'}, dict(num_updates=0, metatrain_iterations=0), 'section 5.3'),
@@ -330,9 +330,10 @@ def unused(config):
     if source.rl and config.meta_optimizer == 'adam':
         names |= set(TRUST_REGION)
     if config.train and config.baseline != 'random':
-        names |= {'test_iter'} if config.test_iter == -1 else set()
+        names |= {'test_iter'} if config.test_iter == -1 and not source.rl else set()
         return names | {'train_update_batch_size', 'train_update_lr'}
     names |= {'pretrain_iterations', 'metatrain_iterations', 'meta_lr', 'train_query', 'save_interval', 'max_to_keep'}
     names |= {'meta_batch_size', 'likelihood_ratio', 'meta_optimizer', *TRUST_REGION}
     names |= {'sampling_workers', 'update_batch_size'} if source.rl else set()
+    names |= {'test_iter'} if config.init_from or config.baseline == 'random' else set()
     return names | {'resume'}

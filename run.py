@@ -138,7 +138,7 @@ class Run:
             f'checkpoints: {self.folder}'
         )
         if self.stop_requested:
-            anew = '' if self.config.resume else ', without --resume=False,'
+            anew = '' if self.config.resume else ', without --resume=False or --force,'
             print(f'stopped: the same command{anew} goes on from here')
             raise SystemExit(130)
 

@@ -226,7 +226,7 @@ def train(config, origins, threads, model, data, folder, source, strategy):
             for step, row in enumerate(metrics, start=run.iteration):
                 if not np.all(np.isfinite(row[::2] if pretrain else row)):  # what is after adaptation is logged alone
                     raise run.broken_off('the loss is not finite', step)
-                usual = warn_of_jump(row[0] if pretrain else row[:2].max(), usual, step)
+                usual = warn_of_jump(row[0] if pretrain else row[:2].max(), usual, step, pretrain)
                 recent.append(row)
                 if step % SUMMARY_INTERVAL == 0:
                     write_summaries('metatrain', labels, row, config.num_updates, step)
@@ -256,13 +256,13 @@ def train(config, origins, threads, model, data, folder, source, strategy):
                 break
 
 
-def warn_of_jump(loss, usual, step):
+def warn_of_jump(loss, usual, step, pretrain=False):
     """Say so, once, when the loss is JUMP times what is usual; return what then is usual, a running mean."""
     usual = usual or loss
     if loss > JUMP * usual:
         tqdm.write(
             f'warning: the loss jumped from {usual:.2g} to {loss:.2g} at iteration {step}: Adam may stand still for '
-            'thousands of iterations; try a smaller --update_lr'
+            f'thousands of iterations; try a smaller {"--meta_lr" if pretrain else "--update_lr"}'
         )
         return math.inf
     return usual + 0.01 * (loss - usual) if usual < math.inf else usual

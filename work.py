@@ -92,7 +92,8 @@ class Work:
         self.folder.mkdir(parents=True, exist_ok=True)
         with logged(self.folder / 'log.txt'):
             if train and self.done()[0] < self.total:
-                main.run(*self.settings(**self.start), os.path.relpath(self.folder))
+                again = {'resume': False} if force else {}
+                main.run(*self.settings(**self.start, **again), os.path.relpath(self.folder))
             for test, (_, flags) in enumerate(self.target.tests):
                 if not self.tested(test) or (force and not train):
                     main.run(*self.settings(train=False, **flags), os.path.relpath(self.folder))

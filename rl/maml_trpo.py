@@ -29,7 +29,7 @@ from utils import Adam
 class MetaSettings:
     """The settings of an iteration; trust_region holds TRPO's own."""
 
-    num_updates: int = 1  # inner steps; 0 is plain TRPO, with no adaptation
+    num_updates: int = 1  # inner steps; 0 is one policy for all tasks, with no adaptation
     update_lr: float = 0.1  # alpha, or where each learned step size starts
     learn_update_lr: bool = False  # a step size per adapted weight tensor and inner step, part of theta
     gae_lambda: float = 1.0  # of the advantages in both steps (advantages.py)
@@ -65,7 +65,7 @@ class MetaIteration(NamedTuple):
 def meta_iteration(maml, sampler):
     """Do lines 3 to 10 of algorithm 3 on the sampler's tasks; returns a MetaIteration, `maml` stays as it is.
 
-    Without inner steps this is an iteration of TRPO on all tasks together.
+    Without inner steps this is an iteration of TRPO, or Adam, on all tasks together. Adam keeps its moments in `maml`.
     Raises FloatingPointError for a meta-gradient that is not finite, and what `Sampler.collect` and `fit` raise.
     """
     start, phi = time.time(), maml.unadapted(len(sampler.tasks))
@@ -111,7 +111,8 @@ class MamlTrpo:
     inside the mapped function: memory does not grow with the tasks. Each function is compiled once, for any
     number of tasks and rows.
 
-    Raises ValueError for a `kl_constrain_step` that names no policy or an unknown `hvp`, and what KlHessian raises.
+    Raises ValueError for a `kl_constrain_step` that names no policy, an unknown `hvp` or `meta_optimizer`, and what
+    KlHessian raises.
     """
 
     def __init__(self, policy, settings=MetaSettings(), seed=0, threads=2):
@@ -119,6 +120,8 @@ class MamlTrpo:
             raise ValueError(f'kl_constrain_step {settings.kl_constrain_step} of {settings.num_updates} inner steps')
         if settings.hvp not in ('finite_difference', 'exact'):
             raise ValueError(f'hvp {settings.hvp!r} is neither finite_difference nor exact')
+        if settings.meta_optimizer not in ('trpo', 'adam'):
+            raise ValueError(f'meta_optimizer {settings.meta_optimizer!r} is neither trpo nor adam')
         self.policy, self.settings, self.threads = policy, settings, threads
         self.weights = {name: tf.Variable(weight, name=name) for name, weight in self.init(seed).items()}
         self.shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}

@@ -48,7 +48,8 @@ def run(config, origins, threads, folder, paper):
         )
     if not config.train or config.baseline == 'random':
         print_settings(config, origins, threads)
-    phis = test(config, model, folder, tested, threads, {} if tested.get('trained_with') else paper)
+    others = tested.get('trained_with') or 'adapted' in tested  # than the paper's weights
+    phis = test(config, model, folder, tested, threads, {} if others else paper)
     if config.video:
         steps = len(phis) - 1
         after = f'after {steps} gradient step{"s" if steps > 1 else ""}'
@@ -191,6 +192,6 @@ def load_for_test(config, model, folder):
         raise UserError(f'no {missing} in {folder}: {instead}, or name one with --init_from')
     packed_best = state['iteration'] < state.get('trained', 0)  # that is what is left of a finished run
     if os.path.basename(path) == checkpoint.PACKED and packed_best != best:
-        which = 'best' if packed_best else 'newest'
-        raise UserError(f'{path} has the {which} weights alone: test them by --init_from, or train anew')
+        which, test_iter = ('best', 'best') if packed_best else ('newest', -1)
+        raise UserError(f'{path} has the {which} weights alone: test them with --test_iter={test_iter}, or train anew')
     return history(config, path, state)

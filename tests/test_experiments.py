@@ -305,9 +305,11 @@ def test_limits_of_a_flag(datasource, name, refused, accepted):
                 ),
                 ('hvp=exact baseline=context', 'baseline=context'),
                 ('meta_lr=0.1', 'meta_lr=0.1 meta_optimizer=adam'),
+                ('meta_optimizer=adam baseline=random', 'meta_optimizer=adam baseline=oracle'),
+                ('baseline=pretrain hvp=exact', 'baseline=pretrain hvp=exact meta_optimizer=trpo'),
                 *[
                     (f'{flag} meta_optimizer=adam', flag)
-                    for flag in ('meta_step_size=0.1', 'kl_constrain_step=1', 'hvp=exact', 'subsample_factor=0.5')
+                    for flag in ('meta_step_size=0.1', 'kl_constrain_step=0', 'hvp=exact', 'subsample_factor=0.5')
                 ],
                 ('likelihood_ratio=True stop_grad=True', 'likelihood_ratio=True'),
                 ('baseline=pretrain likelihood_ratio=True', 'baseline=context likelihood_ratio=True'),

@@ -79,7 +79,9 @@ def test_a_loss_that_jumps_is_mentioned_once(capsys):
     for step, loss in enumerate(np.float32([3, 2.5, 200, 1000, 1e9, 2, 1e13])):
         usual = training.warn_of_jump(loss, usual, step)
     (line,) = capsys.readouterr().out.splitlines()
-    assert 'jumped from 5 to 1e+03 at iteration 3' in line
+    assert 'jumped from 5 to 1e+03 at iteration 3' in line and line.endswith('try a smaller --update_lr')
+    training.warn_of_jump(1000, 5, 3, pretrain=True)  # where no step of alpha is taken
+    assert capsys.readouterr().out.endswith('try a smaller --meta_lr\n')
 
 
 def test_what_tensorflow_has_no_memory_for_is_said_in_one_line(capsys):

@@ -86,6 +86,7 @@ def test_force_begins_anew_and_puts_aside_what_was_there(done, tmp_path, capsys)
     work.do(force=True)
     aside = work.folder.with_name('seed1.1')
     assert work.done()[0] == 10 and str(aside) in capsys.readouterr().out
+    assert run.read_config(work.folder)['resume'] is False  # by which a run that is stopped says how to go on
     with np.load(aside / 'weights.npz') as kept:
         assert kept['trained'] == 300
     assert tables.seeds(TINY, tmp_path) == [1]

@@ -162,6 +162,8 @@ def test_kl_constrain_step_out_of_range():
 def test_hvp_of_no_known_kind_or_with_a_context():
     with pytest.raises(ValueError, match='hvp'):
         MamlTrpo(POLICY, MetaSettings(hvp='exakt'))
+    with pytest.raises(ValueError, match='meta_optimizer'):
+        MamlTrpo(POLICY, MetaSettings(meta_optimizer='sgd'))
     with pytest.raises(ValueError, match='context'):
         MamlTrpo(dataclasses.replace(POLICY, context_size=4), MetaSettings(hvp='exact'))
 

@@ -257,6 +257,13 @@ def test_weights_that_were_trained_otherwise_are_not_taken_for_the_papers(traine
     _, folder = run_here(tmp_path / 'same', **test)
     output = capsys.readouterr().out
     assert 'trained with' not in output and '<- paper' in output and result(folder)['trained_with'] == {}
+    assert 'test_iter=' not in output  # --init_from says what is tested
+    with np.load(trained / 'best.npz') as saved:
+        (tmp_path / 'kept').mkdir()
+        np.savez(tmp_path / 'kept' / 'adapted.npz', adapted=1, **saved)
+    shutil.copy(trained / 'config.json', tmp_path / 'kept')
+    run_here(tmp_path / 'adapted', **test | {'init_from': str(tmp_path / 'kept' / 'adapted.npz')})
+    assert '<- paper' not in capsys.readouterr().out
     with pytest.raises(UserError, match='trained with --seed=1: drop --seed, or use --test_seed'):
         run_here(tmp_path / 'same', **test, seed=5)
     _, other = run_here(tmp_path, baseline='pretrain', gae_lambda=0.9, test_num_updates=1)

@@ -110,7 +110,7 @@ def test_a_signal_ends_the_iteration_and_the_run(tmp_path, capsys):
         assert 'stopped: the same command goes on from here' in capsys.readouterr().out
     with pytest.raises(SystemExit), begin(tmp_path / 'anew', metatrain_iterations=9, resume=False):
         signal.raise_signal(signal.SIGINT)
-    assert 'the same command, without --resume=False, goes on' in capsys.readouterr().out
+    assert 'the same command, without --resume=False or --force, goes on' in capsys.readouterr().out
 
 
 def test_the_chief_of_several_processes_alone_touches_the_folder(tmp_path):

@@ -31,7 +31,7 @@ def check(name):
 def faults(family):
     """Yield in words what is wrong with the class of a family."""
     env, n = family.env, 3
-    if not isinstance(family.horizon, int) or family.horizon < 1:
+    if not isinstance(family.horizon, int | np.integer) or family.horizon < 1:
         yield f'an episode in FAMILIES has {family.horizon} time steps, and a whole number from 1 on is wanted'
     for generator in (np.random.default_rng, np.random.RandomState):  # of training and of tests
         tasks, again = (np.asarray(env.sample_tasks(generator(0), n)) for _ in range(2))
