@@ -39,7 +39,7 @@ class MetaSettings:
     hvp: str = 'finite_difference'  # products with the KL's Hessian: the original's, or 'exact' ones (hessian.py)
     subsample_factor: float = 1.0  # share of the tasks that these products are taken over, the first
     meta_optimizer: str = 'trpo'  # of the outer step: or 'adam', without a trust region, with step size meta_lr
-    meta_lr: float | None = None
+    meta_lr: float = 0.001
     trust_region: TrustRegion = field(default_factory=TrustRegion)
 
 
